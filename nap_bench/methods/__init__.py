@@ -1,0 +1,56 @@
+"""Every method, one line each. Adding one is its file and a line here."""
+
+from __future__ import annotations
+
+from nap_bench.methods.base import Method, Phase, Stack
+from nap_bench.methods.layer_norm import LayerNorm
+from nap_bench.methods.nap import NaP
+from nap_bench.methods.optimizer_reset import OptimizerReset
+from nap_bench.methods.rms_norm import RMSNorm
+from nap_bench.methods.weight_decay import WeightDecay
+from nap_bench.spec import Part, nearest
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        LayerNorm,
+        NaP,
+        OptimizerReset,
+        RMSNorm,
+        WeightDecay,
+    )
+}
+
+__all__ = ["METHODS", "Method", "Phase", "Stack", "parse_stack", "stack_of"]
+
+
+def parse_stack(text: str) -> tuple[Part, ...]:
+    """`nap+weight_decay(coef=0.1)` -> parts, in canonical order; `baseline` or empty text is no method at all.
+
+    Values are Python literals: `nap(head=True, norm='rms')`.
+    """
+    import ast
+
+    if text.strip() in ("", "baseline"):
+        return ()
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        terms = []
+        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            terms.append(node.right)
+            node = node.left
+        parts = []
+        for term in [*terms, node]:
+            name, keywords = (term.func.id, term.keywords) if isinstance(term, ast.Call) else (term.id, [])
+            if name not in METHODS:
+                raise ValueError(nearest(name, METHODS, "method"))
+            parts.append((name, {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}))
+    except (SyntaxError, AttributeError):
+        raise ValueError(f"Cannot read the stack {text!r}. Wanted something like nap+weight_decay(coef=0.1).") from None
+    built = [Part(name, METHODS[name].version, tuple(params.items())).build(METHODS, "method") for name, params in parts]
+    return tuple(sorted((Part.of(method) for method in built), key=lambda part: part.name))
+
+
+def stack_of(parts: tuple[Part, ...]) -> Stack:
+    """The methods themselves, ready to run."""
+    return Stack([part.build(METHODS, "method") for part in parts])

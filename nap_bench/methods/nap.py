@@ -1,0 +1,94 @@
+"""Normalize-and-Project (Lyle et al. 2024, arXiv 2407.01800, Algorithm 1 as reconstructed from sections 3.3 and A.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nap_bench.methods.base import Method, Phase
+from nap_bench.models.roles import Role
+from nap_bench.spec import ModelSpec, Run, nearest
+
+POLICIES = ("free", "decay", "joint")
+
+
+@dataclass(frozen=True)
+class NaP(Method):
+    """Norm before every nonlinearity; every `period` updates each layer's weights return to their initial Frobenius norm.
+
+        W_l <- rho_l W_l / ||W_l||_F,   rho_l = ||W_l(0)||_F
+
+    norm: "layer", "rms", or "none" (projection only: the network keeps its biases, which are not projected).
+    project: False leaves the norm only.  period: updates between projections, >= 1 (paper 3.3: 1 and 1000 nearly equal).
+    head: project the final linear layer too. The paper does not; it is an arm of its own here.
+    scale_offset: what happens to the norm's scale and offset at a projection (paper 3.3, App. D):
+      "free"; "decay": (s, o) <- (a s + (1 - a), a o), a = `decay`; "joint": (s, o) scaled per layer to joint norm sqrt(D),
+      their initial one (the paper prints 1, which would change the last layer's output), homogeneous activations only.
+    Optimizer moments are left alone; gradients are not projected.
+    """
+
+    name: ClassVar[str] = "nap"
+    phase: ClassVar[Phase] = Phase.PROJECT
+
+    norm: str = "layer"
+    project: bool = True
+    period: int = 1
+    head: bool = False
+    scale_offset: str = "free"
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("none", "layer", "rms"):
+            raise ValueError(nearest(self.norm, ("none", "layer", "rms"), "norm of nap"))
+        if self.scale_offset not in POLICIES:
+            raise ValueError(nearest(self.scale_offset, POLICIES, "scale_offset of nap"))
+        if self.period < 1 or not 0.0 <= self.decay <= 1.0:
+            raise ValueError(f"nap wants period >= 1 and decay in [0, 1]; found {self.period} and {self.decay}.")
+
+    def why_not(self, run: Run) -> str | None:
+        if self.scale_offset == "joint" and run.model.activation != "relu":
+            return f"scale_offset='joint' needs a positively homogeneous activation, found {run.model.activation!r}"
+        return None
+
+    def transform_model(self, spec: ModelSpec) -> ModelSpec:
+        return spec if self.norm == "none" else dataclasses.replace(spec, norm=self.norm)
+
+    def _groups(self, state):
+        """The groups that are projected: all but the output layer, or all."""
+        return [g for g in state.groups if self.head or Role.OUTPUT not in {state.roles[name] for name in g.members}]
+
+    def setup(self, state) -> dict[str, Tensor]:
+        if not self.project:
+            return {}
+        return {group.name: state.group_norm(group) for group in self._groups(state)}
+
+    @torch.no_grad()
+    def after_step(self, state) -> None:
+        if not self.project or state.step % self.period:
+            return
+        targets = state.slots[self.name]
+        for group in self._groups(state):
+            factor_S = targets[group.name] / state.group_norm(group)
+            for name in group.members:
+                state.params[name].mul_(factor_S.view(-1, *[1] * (state.params[name].dim() - 1)))
+        if self.scale_offset != "free":
+            self._scale_offset(state)
+
+    def _scale_offset(self, state) -> None:
+        for name, role in state.roles.items():
+            if role is not Role.SCALE:
+                continue
+            scale_SD, offset_SD = state.params[name], state.params[name.removesuffix("scale") + "offset"]
+            if self.scale_offset == "decay":
+                scale_SD.mul_(self.decay).add_(1.0 - self.decay)
+                offset_SD.mul_(self.decay)
+            else:
+                joint_S1 = torch.linalg.vector_norm(torch.cat([scale_SD, offset_SD], dim=1), dim=1, keepdim=True)
+                factor_S1 = math.sqrt(scale_SD.shape[1]) / joint_S1
+                scale_SD.mul_(factor_S1)
+                offset_SD.mul_(factor_S1)

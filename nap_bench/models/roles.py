@@ -1,0 +1,40 @@
+"""What a parameter is for, read from the type of the module that owns it and never from its name."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from torch import nn
+
+from nap_bench.models import blocks
+
+
+class Role(Enum):
+    WEIGHT = auto()  # of a hidden layer: what NaP projects
+    OUTPUT = auto()  # weight of the final linear layer: not scale-invariant, not projected (paper 3.3)
+    BIAS = auto()
+    SCALE = auto()  # of a norm layer (sigma in the paper)
+    OFFSET = auto()  # of a norm layer (mu in the paper)
+
+
+ROLES: dict[type[nn.Module], dict[str, Role]] = {
+    blocks.Linear: {"weight": Role.WEIGHT, "bias": Role.BIAS},
+    blocks.Output: {"weight": Role.OUTPUT, "bias": Role.BIAS},
+    blocks.LayerNorm: {"scale": Role.SCALE, "offset": Role.OFFSET},
+    blocks.RMSNorm: {"scale": Role.SCALE, "offset": Role.OFFSET},
+}
+
+
+def roles(model: nn.Module) -> dict[str, Role]:
+    """Parameter name -> role. A parameter of a module type that is not in ROLES raises: nothing is guessed."""
+    found = {}
+    for path, module in model.named_modules():
+        for leaf, _ in module.named_parameters(recurse=False):
+            try:
+                found[f"{path}.{leaf}" if path else leaf] = ROLES[type(module)][leaf]
+            except KeyError:
+                raise ValueError(
+                    f"No role for parameter {leaf!r} of {type(module).__name__} at {path!r}: "
+                    f"add one line to ROLES in nap_bench/models/roles.py."
+                ) from None
+    return found

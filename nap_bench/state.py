@@ -1,0 +1,179 @@
+"""The one mutable object of a run: parameters of a block of seeds, optimizer, and what methods remember.
+
+Shape suffixes: S seeds, P parameters of one seed (padded), B batch.
+
+All parameters live in one flat tensor [S, P], P padded to a multiple of 64, so that decay, noise, clipping and checkpoints
+are one tensor operation and one fused optimizer steps it. With the padding the fused CPU kernels give the same bits for every
+grouping of seeds. Module parameters are views of it; they are edited in place and never replaced.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from nap_bench.models import FAMILIES
+from nap_bench.models.mlp import Group
+from nap_bench.models.roles import Role, roles
+from nap_bench.optimizers import OPTIMIZERS
+from nap_bench.rng import generator
+from nap_bench.spec import ModelSpec, Part, nearest
+
+ALIGNMENT = 64
+
+
+class Optimizer:
+    """The fused optimizer over the flat parameter. `lr` is a device tensor that the loop fills before every step."""
+
+    def __init__(self, part: Part, flat: nn.Parameter, views: dict[str, tuple[int, tuple[int, ...]]]):
+        self.settings = part.build(OPTIMIZERS, "optimizer")
+        self.lr = torch.zeros((), device=flat.device)
+        self._flat, self._views = flat, views
+        self._torch = self.settings.build(flat, self.lr)
+
+    @property
+    def steps_are_normalised(self) -> bool:
+        """True where the step's length does not grow with the gradient's (Adam): the second case of Definition 1."""
+        return self.settings.steps_are_normalised
+
+    def step(self) -> None:
+        self._torch.step()
+
+    def flat_moments(self) -> dict[str, Tensor]:
+        """Moment name -> [S, P]; empty before the first step."""
+        memory = self._torch.state.get(self._flat, {})
+        return {name: memory[name] for name in self.settings.moments if memory.get(name) is not None}
+
+    def moments(self, name: str) -> dict[str, Tensor]:
+        """Moment name -> view [S, ...] of one parameter, to be edited in place."""
+        start, shape = self._views[name]
+        return {
+            key: flat[:, start : start + prod(shape[1:])].view(shape) for key, flat in self.flat_moments().items()
+        }
+
+    def reset(self) -> None:
+        """Forget moments and step count: as if no step had been taken."""
+        self._torch.state.clear()
+
+    def state_dict(self) -> dict:
+        return self._torch.state_dict()["state"]
+
+    def load_state_dict(self, memory: dict) -> None:
+        self._torch.state.clear()
+        if memory:
+            self._torch.state[self._flat].update(memory[0])
+
+
+class TrainState:
+    """What the loop trains and what methods see. Built by `build`.
+
+    params: name -> [S, ...] view of `flat`.  gradient [S, P]: of the update under way, without padding.  roles: name -> Role.
+    groups: parameters that are projected as one.  lr: device scalar used by the coming step.
+    alive [S] bool: False once a seed's loss was not finite.  updates [S]: updates each seed lived to do.
+    acts: post-activations of the forward being trained on, if a method needs them (detached once it is done).
+    slots: what each method remembers, by its name.  seeds, step (updates done).  eval_params: what evaluation reads.
+    """
+
+    def __init__(self, spec: ModelSpec, optimizer: Part, seeds: tuple[int, ...], shapes: tuple[int, int], device: str):
+        if spec.family not in FAMILIES:
+            raise ValueError(nearest(spec.family, FAMILIES, "model family"))
+        self.spec, self.seeds, self.step = spec, seeds, 0
+        self.device = torch.device(device)
+        self.model = FAMILIES[spec.family](spec, len(seeds), *shapes)
+        self.roles: dict[str, Role] = roles(self.model)
+        self.groups: tuple[Group, ...] = self.model.groups
+        self.slots: dict[str, dict[str, Tensor]] = {}
+        self.acts: dict[str, Tensor] | None = None
+        self.views: dict[str, tuple[int, tuple[int, ...]]] = {}
+        offset = 0
+        for name, declared in self.model.named_parameters():
+            self.views[name] = (offset, tuple(declared.shape))
+            offset += prod(declared.shape[1:])
+        self.num_parameters = offset
+        padded = -(-offset // ALIGNMENT) * ALIGNMENT
+        self.flat = nn.Parameter(torch.zeros(len(seeds), padded, device=self.device))
+        self.flat.grad = torch.zeros_like(self.flat, requires_grad=False)
+        self.gradient = self.flat.grad[:, : self.num_parameters]
+        self.params: dict[str, nn.Parameter] = {}
+        for name in self.views:
+            parameter = nn.Parameter(self.view(self.flat.detach(), name))
+            owner, _, leaf = name.rpartition(".")
+            self.model.get_submodule(owner)._parameters[leaf] = parameter
+            self.params[name] = parameter
+        self.alive = torch.ones(len(seeds), dtype=torch.bool, device=self.device)
+        self.updates = torch.zeros(len(seeds), dtype=torch.int64, device=self.device)
+        self.optimizer = Optimizer(optimizer, self.flat, self.views)
+
+    @property
+    def lr(self) -> Tensor:
+        return self.optimizer.lr
+
+    @property
+    def eval_params(self) -> Tensor:
+        """Flat parameters [S, P] that evaluation reads."""
+        return self.flat.detach()
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """The part of a flat [S, P] tensor that holds one parameter, as [S, ...]."""
+        start, shape = self.views[name]
+        return flat[:, start : start + prod(shape[1:])].view(shape)
+
+    def matrix(self, name: str) -> Tensor:
+        """A weight as [S, out, fan_in], a view."""
+        return self.params[name].detach().transpose(1, 2)
+
+    def group_norm(self, group: Group, flat: Tensor | None = None) -> Tensor:
+        """Frobenius norm [S] of the group's parameters, or of the same slices of another flat tensor."""
+        flat = self.flat.detach() if flat is None else flat
+        norms = [torch.linalg.vector_norm(self.view(flat, name).flatten(1), dim=1) for name in group.members]
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+    def fresh(self, name: str, purpose: str = "init", *counters: int) -> Tensor:
+        """A new draw [S, ...] from the initial distribution of a parameter.
+
+        The stream is keyed by seed, purpose, name and counters: adding a layer shifts no other parameter's draw.
+        """
+        owner, _, leaf = name.rpartition(".")
+        draw = self.model.get_submodule(owner).draws[leaf]
+        shape = self.views[name][1][1:]
+        drawn = [draw(shape, generator(seed, f"{purpose}/{name}", *counters)) for seed in self.seeds]
+        return torch.stack(drawn).to(self.device)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        for name, parameter in self.params.items():
+            parameter.copy_(self.fresh(name))
+
+    def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
+        return self.model(inputs, acts)
+
+    def state_dict(self) -> dict:
+        return {
+            "flat": self.flat.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "alive": self.alive,
+            "updates": self.updates,
+            "slots": self.slots,
+            "step": self.step,
+        }
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.flat.detach().copy_(saved["flat"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.alive.copy_(saved["alive"])
+        self.updates.copy_(saved["updates"])
+        self.slots = saved["slots"]
+        self.step = saved["step"]
+
+
+def build(spec: ModelSpec, optimizer: Part, seeds: tuple[int, ...], shapes: tuple[int, int], device: str) -> TrainState:
+    """A state at its initial point. spec: after the methods edited it. shapes: features of an input, number of outputs.
+
+    On device "meta" nothing is allocated or drawn: it only shows that the run can be built.
+    """
+    state = TrainState(spec, optimizer, seeds, shapes, device)
+    if state.device.type != "meta":
+        state.initialise()
+    return state

@@ -1,0 +1,71 @@
+"""One update, written once: every loop and every method goes through here.
+
+Order: backward over micro-losses, penalties, divergence, clipping, after_backward, optimizer, then the eager tail
+(after_step in phase order). S seeds, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from nap_bench.methods.base import Phase, Stack
+from nap_bench.state import TrainState
+
+
+def forward(state: TrainState, stack: Stack, inputs: Tensor) -> Tensor:
+    """The forward that is trained on; keeps post-activations in state.acts if a method declares that it needs them."""
+    state.acts = {} if stack.needs_acts else None
+    return state.forward(inputs, state.acts)
+
+
+def grad_step(state: TrainState, losses: Iterable[Tensor], stack: Stack) -> None:
+    """One optimizer step from micro-losses [S] (already weighted so that they sum to the loss of the batch).
+
+    A seed whose loss is not finite is dead from then on: its gradient is replaced by zeros (torch.where: NaN * 0 is NaN),
+    its divergence is recorded, and the other seeds do not notice. No Python branch on the step, no host synchronisation.
+    """
+    parameters = list(state.params.values())
+    penalties = (method.loss_penalty(state) for method in stack.penalised)
+    total_S = None
+    for loss_S in chain(losses, penalties):
+        pieces = torch.autograd.grad(loss_S.sum(), parameters, allow_unused=True, materialize_grads=True)
+        flat = [piece.flatten(1) for piece in pieces]
+        if total_S is None:
+            total_S = loss_S.detach()
+            torch.cat(flat, dim=1, out=state.gradient)
+        else:
+            total_S = total_S + loss_S.detach()
+            state.gradient += torch.cat(flat, dim=1)
+    state.alive &= torch.isfinite(total_S)
+    state.updates += state.alive
+    bits_S1 = -state.alive.to(torch.int32).unsqueeze(1)  # all ones or all zeros: torch.where, five times faster on a CPU
+    state.gradient.view(torch.int32).bitwise_and_(bits_S1)
+    if state.optimizer.settings.clip_norm is not None:
+        norm_S1 = torch.linalg.vector_norm(state.gradient, dim=1, keepdim=True)
+        state.gradient.mul_((state.optimizer.settings.clip_norm / norm_S1).clamp(max=1.0))
+    for method in stack.after_backward:
+        method.after_backward(state)
+    state.optimizer.step()
+    if state.acts:
+        state.acts = {name: act.detach() for name, act in state.acts.items()}
+
+
+def tail(state: TrainState, stack: Stack) -> None:
+    """What follows the optimizer's step, eagerly: count the update, then every method's after_step in phase order."""
+    state.step += 1
+    for method in stack.after_step:
+        method.after_step(state)
+
+
+def task_boundary(state: TrainState, stack: Stack, task: int) -> None:
+    """Tell the methods that asked; they may have edited parameters, so project once afterwards."""
+    for method in stack.told_of_tasks:
+        method.on_task_boundary(state, task)
+    if stack.told_of_tasks:
+        for method in stack.after_step:
+            if method.phase is Phase.PROJECT:
+                method.after_step(state)
