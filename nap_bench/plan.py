@@ -1,0 +1,212 @@
+"""config/plan.jsonl: one line per run, the suite's sample sheet. Standard library only at the top.
+
+The workflow loads this file by its path and calls `load`, `check_config`, `select` and `packs`; it imports neither torch nor the
+package. `nap-bench plan` writes the plan from nap_bench/experiments/.
+
+The first line holds a digest of the sources that the plan follows from. A line holds what differs from the components'
+defaults, where the run is used (scale -> exhibit -> [arm, setting] pairs) and what the workflow needs to place it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+SCALES = ("laptop", "workstation", "paper")
+SOURCES = (
+    "nap_bench/spec.py",
+    "nap_bench/plan.py",
+    "nap_bench/optimizers.py",
+    "nap_bench/schedules.py",
+    "nap_bench/benchmarks/*.py",
+    "nap_bench/experiments/*.py",
+    "nap_bench/methods/*.py",
+    "nap_bench/models/*.py",
+    "config/tuned.json",
+)
+
+
+def digest(root: Path | str) -> str:
+    """SHA-256 over names and contents of the sources below the repository's root."""
+    found = sorted(path for pattern in SOURCES for path in Path(root).glob(pattern))
+    hasher = hashlib.sha256()
+    for path in found:
+        hasher.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return hasher.hexdigest()
+
+
+def load(path: Path | str, root: Path | str = ".") -> list[dict[str, Any]]:
+    """The plan's lines. Refuses a plan older than its sources; a user's own plan file has no digest and is taken as it is."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"No plan at {path}. Make it with: nap-bench plan")
+    header, *lines = (json.loads(line) for line in path.read_text().splitlines() if line.strip())
+    if header.get("digest") not in (None, digest(root)):
+        raise ValueError(f"{path} is older than the sources it was made from. Renew it with: nap-bench plan")
+    return lines
+
+
+def check_config(config: dict[str, Any], schema: dict[str, Any]) -> None:
+    """Refuse unknown keys, naming the nearest known one, and values of the wrong kind; all before any work."""
+    known = schema["properties"]
+    kinds = {"string": str, "integer": int, "array": list, "boolean": bool}
+    for key, value in config.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"config: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}.")
+        rule = known[key]
+        if "type" in rule and not isinstance(value, kinds[rule["type"]]):
+            raise ValueError(f"config: {key} wants a value of type {rule['type']}, found {value!r}.")
+        if "enum" in rule and value not in rule["enum"]:
+            raise ValueError(_unknown(value, rule["enum"], f"config: {key}"))
+        if "minimum" in rule and value < rule["minimum"]:
+            raise ValueError(f"config: {key} wants at least {rule['minimum']}, found {value!r}.")
+
+
+def _unknown(value: str, known: Iterable[str], where: str) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(str(value), known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{where}: unknown {value!r}.{hint} Known: {', '.join(known)}."
+
+
+def select(lines: list[dict], scale: str, experiments: list[str] = (), methods: list[str] = ()) -> list[dict]:
+    """The runs of a scale, narrowed to some exhibits, and to stacks made of some methods ("baseline": no method)."""
+    of_scale = [line for line in lines if scale in line["uses"]]
+    exhibits = {exhibit for line in of_scale for exhibit in line["uses"][scale]}
+    stacked = {method for line in of_scale for method in line["methods"] or ["baseline"]}
+    for name in experiments:
+        if name not in exhibits:
+            raise ValueError(_unknown(name, exhibits, f"config: experiments at scale {scale}"))
+    for name in methods:
+        if name not in stacked:
+            raise ValueError(_unknown(name, stacked, f"config: methods at scale {scale}"))
+    return [
+        line
+        for line in of_scale
+        if (not experiments or set(line["uses"][scale]) & set(experiments))
+        and (not methods or set(line["methods"] or ["baseline"]) <= set(methods))
+    ]
+
+
+def exhibits(lines: list[dict], scale: str, experiments: list[str] = ()) -> dict[str, list[str]]:
+    """Exhibit -> ids of its runs at a scale, in the plan's order."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        for exhibit in line["uses"].get(scale, {}):
+            if not experiments or exhibit in experiments:
+                found.setdefault(exhibit, []).append(line["run_id"])
+    return found
+
+
+def packs(lines: list[dict], size: int) -> dict[str, list[str]]:
+    """Name -> ids of the runs that share one process. Only runs of the same exhibits and resource class are packed.
+
+    The composition follows from the plan alone, so it is the same whatever is done already. `work` (seed-updates) is levelled:
+    a pack takes at most `size` times the mean work of its kind.
+    """
+    kinds: dict[str, list[dict]] = {}
+    for line in lines:
+        first_scale = sorted(line["uses"])[0]
+        kinds.setdefault(f"{line['resources']}.{'+'.join(sorted(line['uses'][first_scale]))}", []).append(line)
+    made: dict[str, list[str]] = {}
+    for kind, members in kinds.items():
+        limit = size * sum(line["work"] for line in members) / len(members)
+        pack, work = [], 0
+        for line in members:
+            if pack and (work + line["work"] > limit or len(pack) == size):
+                made[f"{kind}.{len(made)}"] = pack
+                pack, work = [], 0
+            pack.append(line["run_id"])
+            work += line["work"]
+        made[f"{kind}.{len(made)}"] = pack
+    return made
+
+
+def _changed(part: dict[str, Any], registry: dict[str, type]) -> dict[str, Any]:
+    defaults = {f.name: f.default for f in dataclasses.fields(registry[part["name"]])}
+    params = {k: v for k, v in part["params"].items() if v != defaults[k]}
+    return {"name": part["name"], "version": part["version"], **({"params": params} if params else {})}
+
+
+def compact(run) -> dict[str, Any]:
+    """A run as the fields that differ from the components' defaults; `expand` is its inverse."""
+    from nap_bench.spec import ModelSpec
+
+    data, registries = run.as_dict(), _registries()
+    defaults = {f.name: f.default for f in dataclasses.fields(ModelSpec)}
+    data["model"] = {k: v for k, v in data["model"].items() if v != defaults[k]}
+    for name in ("benchmark", "optimizer", "schedule"):
+        data[name] = _changed(data[name], registries[name])
+    data["methods"] = [_changed(part, registries["methods"]) for part in data["methods"]]
+    for name, default in (("precision", "fp32"), ("methods", [])):
+        if data[name] == default:
+            del data[name]
+    return data
+
+
+def expand(data: dict[str, Any]):
+    """The Run of a plan's line. Checks names, parameters and versions against the components of this version."""
+    from nap_bench.spec import ModelSpec, Part, Run
+
+    registries = _registries()
+
+    def whole(part: dict[str, Any], what: str) -> Part:
+        described = Part.from_dict({"params": {}, **part})
+        return Part.of(described.build(registries[what], what))
+
+    return Run(
+        benchmark=whole(data["benchmark"], "benchmark"),
+        model=ModelSpec.from_dict(data["model"]),
+        methods=tuple(whole(part, "methods") for part in data.get("methods", [])),
+        optimizer=whole(data["optimizer"], "optimizer"),
+        schedule=whole(data["schedule"], "schedule"),
+        seeds=tuple(data["seeds"]),
+        precision=data.get("precision", "fp32"),
+        protocol=data["protocol"],
+    )
+
+
+def _registries() -> dict[str, dict[str, type]]:
+    from nap_bench.benchmarks import BENCHMARKS
+    from nap_bench.methods import METHODS
+    from nap_bench.optimizers import OPTIMIZERS
+    from nap_bench.schedules import SCHEDULES
+
+    return {"benchmark": BENCHMARKS, "methods": METHODS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+
+
+def make(root: Path | str = ".") -> str:
+    """The text of config/plan.jsonl, from every experiment at every scale. Refuses runs that cannot exist."""
+    from nap_bench.benchmarks import BENCHMARKS
+    from nap_bench.experiments import EXPERIMENTS
+    from nap_bench.methods import stack_of
+
+    lines: dict[str, dict[str, Any]] = {}
+    for exhibit, module in EXPERIMENTS.items():
+        for scale in SCALES:
+            for entry in module.runs(scale):
+                run = entry.run
+                if reason := stack_of(run.methods).why_not(run):
+                    raise ValueError(f"{exhibit} at scale {scale} plans a run that cannot exist ({run.run_id}): {reason}")
+                benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
+                line = lines.setdefault(
+                    run.run_id,
+                    {
+                        "run_id": run.run_id,
+                        "methods": [part.name for part in run.methods],
+                        "resources": benchmark.resources,
+                        "work": benchmark.num_steps * len(run.seeds),
+                        "uses": {},
+                        "run": compact(run),
+                    },
+                )
+                line["uses"].setdefault(scale, {}).setdefault(exhibit, []).append([entry.arm, entry.setting])
+    header = {"digest": digest(root), "num_runs": len(lines)}
+    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in [header, *lines.values()])

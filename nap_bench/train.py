@@ -1,0 +1,203 @@
+"""Loop 1: supervised streams. Who makes the data differs between loops; the update does not (see update.py).
+
+Shape suffixes: S seeds, B batch, P parameters.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nap_bench import checkpoint, update
+from nap_bench.benchmarks import BENCHMARKS
+from nap_bench.methods import stack_of
+from nap_bench.metrics import norms, plasticity
+from nap_bench.models.roles import Role
+from nap_bench.record import Recorder
+from nap_bench.schedules import SCHEDULES
+from nap_bench.spec import Run
+from nap_bench.state import TrainState, build
+from nap_bench.store import RunFolder
+
+CHECKPOINT_SECONDS = 30.0
+DORMANT_TAU = 0.1
+"""ReDo's threshold in the aggressive setting of Sokar et al. 2023; the metric's name carries it."""
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop; its checkpoint is written and it goes on from there."""
+
+
+@dataclass
+class Control:
+    """What surrounds a loop: progress is told, a stop is asked for. Nothing here changes a number.
+
+    report(step, steps_per_second): called every second or so.  stop: set by a signal.
+    """
+
+    report: Callable[[int, float], None] = lambda step, rate: None
+    stop: bool = False
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+
+
+@dataclass
+class Online:
+    """Sums over the bin under way, on the device: loss and accuracy before each update."""
+
+    loss_S: Tensor
+    correct_S: Tensor
+    num_steps: int = 0
+
+    @classmethod
+    def empty(cls, state: TrainState) -> Online:
+        zeros = torch.zeros(len(state.seeds), device=state.device)
+        return cls(zeros, zeros.clone())
+
+    def add(self, losses_S: Tensor, out_SBK: Tensor, y_SB: Tensor) -> None:
+        self.loss_S += losses_S.detach()
+        self.correct_S += (out_SBK.detach().argmax(dim=-1) == y_SB).float().mean(dim=1)
+        self.num_steps += 1
+
+
+@dataclass
+class Cost:
+    """Seconds and sessions spent on a run, over all its sessions."""
+
+    wall_seconds: float = 0.0
+    num_sessions: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def seconds(self) -> float:
+        return self.wall_seconds + time.perf_counter() - self.started
+
+    def as_dict(self, num_steps: int, device: torch.device) -> dict[str, float | int]:
+        seconds = self.seconds()
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "wall_seconds": seconds,
+            "steps_per_second": num_steps / seconds,
+            "peak_memory_bytes": peak,
+            "num_sessions": self.num_sessions,
+        }
+
+
+def diagnose(state: TrainState, acts: dict[str, Tensor], before_SP: Tensor) -> dict[str, Tensor]:
+    """Diagnostics [S] after an update. acts: post-activations on the memorised set; before_SP: parameters before the update.
+
+    Dead lanes (diverged seeds) read NaN.
+    """
+    layers = list(acts.values())
+    width = sum(layer.shape[-1] for layer in layers)
+
+    def over_units(fraction: Callable[[Tensor], Tensor]) -> Tensor:
+        return sum(fraction(layer) * layer.shape[-1] for layer in layers) / width
+
+    found = {
+        "probe/dead_fraction": over_units(plasticity.dead_fraction),
+        f"probe/dormant_fraction_tau{DORMANT_TAU}": over_units(lambda a: plasticity.dormant_fraction(a, DORMANT_TAU)),
+        "probe/linearised_fraction": plasticity.linearised_fraction(layers[-1]),
+        "probe/feature_rank": plasticity.feature_rank(layers[-1]),
+        "probe/parameter_norm": norms.global_norm(state.eval_params),
+        "probe/gradient_norm": norms.global_norm(state.gradient),
+        "probe/explicit_learning_rate": state.lr.expand(len(state.seeds)),
+    }
+    for group in state.groups:
+        norm_S = state.group_norm(group, before_SP)
+        found[f"probe/norm/{group.name}"] = state.group_norm(group)
+        found[f"probe/relative_update/{group.name}"] = state.group_norm(group, state.eval_params - before_SP) / norm_S
+        found[f"probe/effective_learning_rate/{group.name}"] = norms.effective_learning_rate(
+            state.lr, norm_S, steps_are_normalised=state.optimizer.steps_are_normalised
+        )
+    hidden = [g.name for g in state.groups if Role.OUTPUT not in {state.roles[name] for name in g.members}]
+    for quantity in ("effective_learning_rate", "relative_update"):
+        layers_S = [found[f"probe/{quantity}/{name}"].log() for name in hidden]
+        found[f"probe/{quantity}"] = torch.stack(layers_S).mean(dim=0).exp()  # geometric mean over hidden layers
+    nan = torch.tensor(float("nan"), device=state.device)
+    return {name: torch.where(state.alive, values_S, nan) for name, values_S in found.items()}
+
+
+def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, control: Control) -> dict:
+    """Train a block of seeds to its end, going on from a checkpoint if there is one; returns status and cost.
+
+    Writes metrics.csv and checkpoint in the run's folder. Raises Interrupted after a stop was asked for.
+    """
+    benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
+    schedule = run.schedule.build(SCHEDULES, "schedule")
+    stack = stack_of(run.methods)
+    if reason := stack.why_not(run):
+        raise ValueError(f"Run {run.run_id} cannot exist: {reason}")
+    data = benchmark.load(data_dir, device)
+    state = build(stack.transform_model(run.model), run.optimizer, run.seeds, benchmark.shapes, device)
+    for method in stack:
+        state.slots[method.name] = method.setup(state)
+    online, cost, offset = Online.empty(state), Cost(), 0
+    if saved := checkpoint.load(folder.checkpoint, run.run_id, device):
+        state.load_state_dict(saved["state"])
+        online, offset = Online(*saved["online"]), saved["offset"]
+        cost = Cost(saved["wall_seconds"], saved["num_sessions"])
+    cost.num_sessions += 1
+    recorder = Recorder(folder.metrics, run.seeds, offset)
+    eval_steps, total, per_task = benchmark.eval_steps(), benchmark.num_steps, benchmark.steps_per_task
+
+    def save() -> None:
+        content = {
+            "state": state.state_dict(),
+            "online": (online.loss_S, online.correct_S, online.num_steps),
+            "offset": recorder.flush(),
+            "wall_seconds": cost.seconds(),
+            "num_sessions": cost.num_sessions,
+        }
+        checkpoint.save(folder.checkpoint, run.run_id, device, content)
+
+    saved_at = told_at = time.perf_counter()
+    told_step = state.step
+    while state.step < total:
+        step = state.step
+        task = benchmark.task_at(step)
+        if step and task != benchmark.task_at(step - 1):
+            update.task_boundary(state, stack, task)
+        state.lr.fill_(schedule(step, total, per_task))
+        inputs, y_SB = benchmark.batch(data, run.seeds, step)
+        out_SBK = update.forward(state, stack, inputs)
+        losses_S = benchmark.loss(out_SBK, y_SB)
+        online.add(losses_S, out_SBK, y_SB)
+        before_SP = state.eval_params.clone() if step + 1 in eval_steps else None
+        update.grad_step(state, [losses_S], stack)
+        update.tail(state, stack)
+
+        if before_SP is not None:
+            evaluated = benchmark.evaluate(state, data)
+            for name, values_S in diagnose(state, evaluated.pop("acts"), before_SP).items():
+                recorder.log(state.step, name, values_S)
+            recorder.log(state.step, "online/loss", online.loss_S / online.num_steps)
+            recorder.log(state.step, "online/accuracy", online.correct_S / online.num_steps)
+            if state.step % per_task == 0:
+                for name, values_S in evaluated.items():
+                    recorder.log(state.step, f"task_end/{name}", values_S)
+            online = Online.empty(state)
+
+        now = time.perf_counter()
+        if now - told_at > 1.0:
+            control.report(state.step, (state.step - told_step) / (now - told_at))
+            told_at, told_step = now, state.step
+        if control.stop or now - saved_at > control.checkpoint_seconds:
+            save()
+            saved_at = now
+            if control.stop:
+                raise Interrupted(f"{run.run_id} stopped at update {state.step} of {total}; it goes on from there.")
+
+    recorder.flush()
+    alive, updates = state.alive.tolist(), state.updates.tolist()
+    status = [
+        {"seed": seed, "status": "complete"} if alive[i] else {"seed": seed, "status": "diverged", "step": updates[i]}
+        for i, seed in enumerate(run.seeds)
+    ]
+    return {"status": status, "cost": cost.as_dict(total, state.device), "model": state.spec.as_dict()}

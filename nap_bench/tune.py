@@ -1,0 +1,97 @@
+"""`nap-bench tune`: choose hyperparameters on tuning seeds, and write config/tuned.json.
+
+Learning rates are chosen by first-task accuracy alone: the largest mean over tuning seeds, the smaller rate on a tie. No
+reported seed is looked at. What an exhibit declares in `sweep_late` (a rival's own hyperparameter) is chosen by late accuracy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nap_bench.experiments import EXPERIMENTS
+from nap_bench.experiments.base import NUM_LAST, TUNED, Entry, Labelled
+from nap_bench.jobs import Job, Suite, do, say
+from nap_bench.plan import compact
+from nap_bench.store import read_result, result_path, write_whole
+
+TUNING_SEEDS = tuple(range(1000, 1008))
+"""Never reported: exhibits use seeds below 1000."""
+ENOUGH = 0.85
+"""First-task accuracy that every arm has to reach for a comparison of late tasks to mean anything."""
+
+Tried = tuple[dict[str, float], Entry]
+
+
+def winner(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The trial with the largest score; on a tie the one tried first (grids are written in increasing order)."""
+    return max(trials, key=lambda trial: trial["score"])
+
+
+def first_task(labelled: Labelled) -> float:
+    """Mean over seeds of the accuracy at the end of the first task; a diverged seed counts 0."""
+    return _mean(labelled.series("task_end/accuracy")[1][:1])
+
+
+def late(labelled: Labelled) -> float:
+    """Mean over seeds of the accuracy over the last tasks; a diverged seed counts 0."""
+    return _mean(labelled.series("task_end/accuracy")[1][-NUM_LAST:])
+
+
+def _mean(values_TS) -> float:
+    import numpy as np
+
+    return float(np.nan_to_num(values_TS.mean(axis=0), nan=0.0).mean())
+
+
+def tune(scale: str, *, store: Path, results: Path, data_dir: str | None, device: str) -> dict[str, Any]:
+    """Run the sweeps of every exhibit that has one, and return the scale's section of tuned.json."""
+    section = {}
+    for exhibit, module in EXPERIMENTS.items():
+        if not hasattr(module, "sweep"):
+            continue
+        places = dict(store=store, results=results, data_dir=data_dir, device=device)
+        tables = _tried(module.sweep(scale, TUNING_SEEDS), first_task, **places)
+        chosen = {arm: winner(trials)["hyper"] for arm, trials in tables.items()}
+        for arm, trials in tables.items():
+            best = winner(trials)["score"]
+            say(f"[tune] {exhibit} {arm}: {chosen[arm]}, first-task accuracy {best:.3f}{'' if best >= ENOUGH else ', TOO LOW'}")
+        late_tables = {}
+        if hasattr(module, "sweep_late"):
+            late_tables = _tried(module.sweep_late(scale, TUNING_SEEDS, chosen), late, **places)
+            for arm, trials in late_tables.items():
+                chosen[arm] = winner(trials)["hyper"]
+                say(f"[tune] {exhibit} {arm}: {chosen[arm]}, late accuracy {winner(trials)['score']:.3f}")
+        section[exhibit] = {"chosen": chosen, "by_first_task_accuracy": tables, "by_late_accuracy": late_tables}
+    return section
+
+
+def _tried(
+    sweep: Mapping[str, Sequence[Tried]], score, *, store: Path, results: Path, data_dir: str | None, device: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Arm -> trials (hyper, run_id, score), all runs done."""
+    entries = [entry for trials in sweep.values() for _, entry in trials]
+    lines = []
+    for entry in entries:
+        work = entry.run.benchmark.as_dict()["params"]
+        work = work["num_tasks"] * work["steps_per_task"] * len(entry.run.seeds)
+        uses = {"tuning": {"sweep": [[entry.arm, entry.setting]]}}
+        lines.append({"run_id": entry.run.run_id, "work": work, "uses": uses, "run": compact(entry.run)})
+    suite = Suite(lines, "tuning", store=store, results=results)
+    jobs = [Job(line, store=store, results=results) for line in lines]
+    if do(jobs, data_dir=data_dir, device=device, suite=suite):
+        raise ValueError("Some runs of the sweep failed (named above); nothing was chosen. Start `nap-bench tune` again.")
+
+    def trial(hyper: dict[str, float], entry: Entry) -> dict[str, Any]:
+        result = read_result(result_path(results, entry.run.run_id))
+        return {"hyper": hyper, "run_id": entry.run.run_id, "score": score(Labelled(entry.arm, entry.setting, result))}
+
+    return {arm: [trial(hyper, entry) for hyper, entry in trials] for arm, trials in sweep.items()}
+
+
+def write(scale: str, section: Mapping[str, Any]) -> None:
+    """Replace one scale's section of config/tuned.json; the other scales' stay."""
+    known = json.loads(TUNED.read_text()) if TUNED.exists() else {}
+    write_whole(TUNED, json.dumps({**known, scale: section}, indent=1, sort_keys=True) + "\n")
