@@ -153,7 +153,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def do(jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite) -> int:
+def do(jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite, checkpoint_seconds: float = 30.0) -> int:
     """Do all jobs, one after another; a failing one does not lose the others. Returns the exit code.
 
     0: every result is there.  1: some failed (named, with log).  75: asked to stop; checkpoints are written.
@@ -169,7 +169,7 @@ def do(jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite) 
     torch.set_num_threads(1)  # one thread per process: measured fastest, and what bitwise equality is stated for
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"Wanted device {device!r}, but torch {torch.__version__} finds no GPU here. Set device: cpu.")
-    control = Control()
+    control = Control(checkpoint_seconds=checkpoint_seconds)
 
     def stop(signum: int, frame: Any) -> None:
         control.stop = True

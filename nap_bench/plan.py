@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fcntl
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 SCALES = ("laptop", "workstation", "paper")
 SOURCES = (
@@ -51,10 +54,32 @@ def load(path: Path | str, root: Path | str = ".") -> list[dict[str, Any]]:
     return lines
 
 
+def hold(what: str, folder: Path | str) -> IO[str]:
+    """Hold a folder for one invocation of the workflow, or refuse a second one. The lock dies with the process.
+
+    Returns the open lock file: keep it open as long as the folder is held.
+    """
+    path = Path(folder) / ".invocation"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        raise ValueError(
+            f"Another invocation (process {file.read().strip() or 'unknown'}) works on the {what} {folder}/. Wait for it, or "
+            f"stop it with Ctrl-C; nothing was started here."
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
 def check_config(config: dict[str, Any], schema: dict[str, Any]) -> None:
     """Refuse unknown keys, naming the nearest known one, and values of the wrong kind; all before any work."""
     known = schema["properties"]
-    kinds = {"string": str, "integer": int, "array": list, "boolean": bool}
+    kinds = {"string": str, "integer": int, "number": (int, float), "array": list, "boolean": bool}
     for key, value in config.items():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -65,6 +90,8 @@ def check_config(config: dict[str, Any], schema: dict[str, Any]) -> None:
             raise ValueError(f"config: {key} wants a value of type {rule['type']}, found {value!r}.")
         if "enum" in rule and value not in rule["enum"]:
             raise ValueError(_unknown(value, rule["enum"], f"config: {key}"))
+        if "pattern" in rule and not re.fullmatch(rule["pattern"], value):
+            raise ValueError(f"config: {key} wants {rule['pattern']}, found {value!r}.")
         if "minimum" in rule and value < rule["minimum"]:
             raise ValueError(f"config: {key} wants at least {rule['minimum']}, found {value!r}.")
 
@@ -207,6 +234,8 @@ def make(root: Path | str = ".") -> str:
                         "run": compact(run),
                     },
                 )
+                if benchmark.download:
+                    line["data"] = benchmark.download
                 line["uses"].setdefault(scale, {}).setdefault(exhibit, []).append([entry.arm, entry.setting])
     header = {"digest": digest(root), "num_runs": len(lines)}
     return "".join(json.dumps(line, sort_keys=True) + "\n" for line in [header, *lines.values()])

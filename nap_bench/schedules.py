@@ -96,7 +96,9 @@ class _Decay(Schedule):
         return self.until * length
 
     def after_warmup(self, progress: float) -> float:
-        return self.final_lr if progress == 1.0 else self.lr + (self.final_lr - self.lr) * self.share(progress)
+        if progress == 1.0:
+            return self.final_lr
+        return max(self.final_lr, self.lr + (self.final_lr - self.lr) * self.share(progress))
 
     def share(self, progress: float) -> float:
         """Share of the way from lr to final_lr: 0 at progress 0, 1 at progress 1."""

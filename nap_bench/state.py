@@ -29,7 +29,7 @@ class Optimizer:
 
     def __init__(self, part: Part, flat: nn.Parameter, views: dict[str, tuple[int, tuple[int, ...]]]):
         self.settings = part.build(OPTIMIZERS, "optimizer")
-        self.lr = torch.zeros((), device=flat.device)
+        self.lr = torch.zeros((), device="cpu" if flat.is_meta else flat.device)
         self._flat, self._views = flat, views
         self._torch = self.settings.build(flat, self.lr)
 

@@ -24,7 +24,6 @@ from nap_bench.spec import Run
 from nap_bench.state import TrainState, build
 from nap_bench.store import RunFolder
 
-CHECKPOINT_SECONDS = 30.0
 DORMANT_TAU = 0.1
 """ReDo's threshold in the aggressive setting of Sokar et al. 2023; the metric's name carries it."""
 
@@ -42,7 +41,7 @@ class Control:
 
     report: Callable[[int, float], None] = lambda step, rate: None
     stop: bool = False
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    checkpoint_seconds: float = 30.0
 
 
 @dataclass

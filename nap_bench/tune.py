@@ -1,13 +1,14 @@
 """`nap-bench tune`: choose hyperparameters on tuning seeds, and write config/tuned.json.
 
-Learning rates are chosen by first-task accuracy alone: the largest mean over tuning seeds, the smaller rate on a tie. No
-reported seed is looked at. What an exhibit declares in `sweep_late` (a rival's own hyperparameter) is chosen by late accuracy.
+Learning rates are chosen by first-task accuracy alone, on tuning seeds: the largest mean at the task's end, to the nearest
+hundredth; arms at the ceiling are told apart by how soon they get there (mean online accuracy over the first task). No reported
+seed is looked at. What an exhibit declares in `sweep_late` (a rival's own hyperparameter) is chosen by late accuracy.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,21 @@ Tried = tuple[dict[str, float], Entry]
 
 
 def winner(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The trial with the largest score; on a tie the one tried first (grids are written in increasing order)."""
-    return max(trials, key=lambda trial: trial["score"])
+    """The trial with the largest scores, compared in order; on a tie the one tried first (grids increase)."""
+    return max(trials, key=lambda trial: tuple(trial["scores"].values()))
 
 
-def first_task(labelled: Labelled) -> float:
-    """Mean over seeds of the accuracy at the end of the first task; a diverged seed counts 0."""
-    return _mean(labelled.series("task_end/accuracy")[1][:1])
+def first_task(labelled: Labelled) -> dict[str, float]:
+    """Means over seeds on the first task, at its end and over it; a diverged seed counts 0."""
+    return {
+        "first_task_accuracy": round(_mean(labelled.series("task_end/accuracy")[1][:1]), 2),
+        "first_task_online_accuracy": _mean(labelled.series("online/accuracy")[1]),
+    }
 
 
-def late(labelled: Labelled) -> float:
+def late(labelled: Labelled) -> dict[str, float]:
     """Mean over seeds of the accuracy over the last tasks; a diverged seed counts 0."""
-    return _mean(labelled.series("task_end/accuracy")[1][-NUM_LAST:])
+    return {"late_accuracy": _mean(labelled.series("task_end/accuracy")[1][-NUM_LAST:])}
 
 
 def _mean(values_TS) -> float:
@@ -56,20 +60,20 @@ def tune(scale: str, *, store: Path, results: Path, data_dir: str | None, device
         tables = _tried(module.sweep(scale, TUNING_SEEDS), first_task, **places)
         chosen = {arm: winner(trials)["hyper"] for arm, trials in tables.items()}
         for arm, trials in tables.items():
-            best = winner(trials)["score"]
-            say(f"[tune] {exhibit} {arm}: {chosen[arm]}, first-task accuracy {best:.3f}{'' if best >= ENOUGH else ', TOO LOW'}")
+            best = winner(trials)["scores"]["first_task_accuracy"]
+            say(f"[tune] {exhibit} {arm}: {chosen[arm]}, first-task accuracy {best}{'' if best >= ENOUGH else ', TOO LOW'}")
         late_tables = {}
         if hasattr(module, "sweep_late"):
             late_tables = _tried(module.sweep_late(scale, TUNING_SEEDS, chosen), late, **places)
             for arm, trials in late_tables.items():
                 chosen[arm] = winner(trials)["hyper"]
-                say(f"[tune] {exhibit} {arm}: {chosen[arm]}, late accuracy {winner(trials)['score']:.3f}")
+                say(f"[tune] {exhibit} {arm}: {chosen[arm]}, {winner(trials)['scores']}")
         section[exhibit] = {"chosen": chosen, "by_first_task_accuracy": tables, "by_late_accuracy": late_tables}
     return section
 
 
 def _tried(
-    sweep: Mapping[str, Sequence[Tried]], score, *, store: Path, results: Path, data_dir: str | None, device: str
+    sweep: Mapping[str, Sequence[Tried]], scores: Callable[[Labelled], dict[str, float]], *, store: Path, results: Path, data_dir: str | None, device: str
 ) -> dict[str, list[dict[str, Any]]]:
     """Arm -> trials (hyper, run_id, score), all runs done."""
     entries = [entry for trials in sweep.values() for _, entry in trials]
@@ -86,7 +90,7 @@ def _tried(
 
     def trial(hyper: dict[str, float], entry: Entry) -> dict[str, Any]:
         result = read_result(result_path(results, entry.run.run_id))
-        return {"hyper": hyper, "run_id": entry.run.run_id, "score": score(Labelled(entry.arm, entry.setting, result))}
+        return {"hyper": hyper, "run_id": entry.run.run_id, "scores": scores(Labelled(entry.arm, entry.setting, result))}
 
     return {arm: [trial(hyper, entry) for hyper, entry in trials] for arm, trials in sweep.items()}
 

@@ -36,6 +36,11 @@ class SupervisedBenchmark(Component):
         """Features of an input, number of outputs."""
         raise NotImplementedError
 
+    @property
+    def download(self) -> str | None:
+        """The dataset in nap_bench.data that has to be on disk, None if what it needs comes with a dependency."""
+        return None
+
     def task_at(self, step: int) -> int:
         """The task that the update number `step` (from 0) belongs to."""
         raise NotImplementedError

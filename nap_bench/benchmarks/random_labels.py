@@ -15,8 +15,16 @@ from nap_bench.benchmarks.base import SupervisedBenchmark
 from nap_bench.rng import generator
 from nap_bench.spec import nearest
 
-DATASETS = {"digits": (64, 10), "mnist": (784, 10)}
-"""Name of a module in nap_bench.data -> features of an input, number of classes."""
+
+
+class Dataset(NamedTuple):
+    num_features: int
+    num_classes: int
+    downloaded: bool  # or embedded in a dependency
+
+
+DATASETS = {"digits": Dataset(64, 10, False), "mnist": Dataset(784, 10, True)}
+"""By the name of their module in nap_bench.data."""
 
 STEPS_PER_CHUNK = 1024
 """Batch indices are drawn for this many steps at a time; each chunk starts a new pass over the data."""
@@ -57,7 +65,11 @@ class RandomLabels(SupervisedBenchmark):
 
     @property
     def shapes(self) -> tuple[int, int]:
-        return DATASETS[self.dataset]
+        return DATASETS[self.dataset][:2]
+
+    @property
+    def download(self) -> str | None:
+        return self.dataset if DATASETS[self.dataset].downloaded else None
 
     def task_at(self, step: int) -> int:
         return step // self.steps_per_task

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nap_bench.data.download import Content, fetch
 from nap_bench.data.images import LabelledImages, standardise
+from nap_bench.data.torchvision_import import import_torchvision
 
 COMPRESSED = {
     "train-images-idx3-ubyte": Content(9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
@@ -33,14 +34,12 @@ FOLDERS = ("MNIST/raw", "raw", "mnist", ".")
 """Where under data_dir the files are looked for; the first is torchvision's, and where `download` puts them."""
 
 
-def load(data_dir: str | Path | None, *, train: bool = True) -> LabelledImages:
-    """inputs [60000, 784] float32, standardised over all pixels of the split; labels [60000] int64. Test: [10000, ...].
+def load(data_dir: str | Path | None) -> LabelledImages:
+    """The training set: inputs [60000, 784] float32, standardised over all pixels; labels [60000] int64.
 
     Through torchvision's dataset class, which is shown nothing but verified files. Raises ValueError as `verify` does.
     """
     files = verify(data_dir)
-    from nap_bench.data.torchvision_import import import_torchvision
-
     with tempfile.TemporaryDirectory(prefix="mnist-") as root:
         raw = Path(root, "MNIST", "raw")
         raw.mkdir(parents=True)
@@ -50,7 +49,7 @@ def load(data_dir: str | Path | None, *, train: bool = True) -> LabelledImages:
                     shutil.copyfileobj(packed, unpacked)
             else:
                 (raw / name).symlink_to(path.resolve())
-        dataset = import_torchvision().datasets.MNIST(root, train=train)
+        dataset = import_torchvision().datasets.MNIST(root)
     return LabelledImages(standardise(dataset.data.flatten(1)), dataset.targets)
 
 
@@ -83,9 +82,10 @@ def verify(data_dir: str | Path | None) -> dict[str, Path]:
 def download(
     data_dir: str | Path, *, mirrors: Sequence[str] = MIRRORS, say: Callable[[str], object] | None = None
 ) -> dict[str, Path]:
-    """Fetch what is missing or wrong (at most 11.6 MB) to data_dir/MNIST/raw and check everything, as `verify` does.
+    """Fetch what is missing or wrong (at most 11.6 MB) to data_dir/MNIST/raw; check and return files as `verify` does.
 
-    say: receives lines of progress; prints them by default.  Files appear whole or not at all; good ones stay untouched. Raises ValueError, in one line, without a network.
+    say: receives lines of progress; prints them by default. Files appear whole or not at all; good ones stay untouched.
+    Raises ValueError, in one line, without a network.
     """
     say = say or _print
     root = Path(data_dir)

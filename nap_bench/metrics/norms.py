@@ -69,7 +69,7 @@ class UpdateParts(NamedTuple):
 
 
 def update_parts(before: Tensor, after: Tensor) -> UpdateParts:
-    """Radial and tangential part of after - before; their squares add up to ||after - before||^2. NaN if before is zero.
+    """Radial and tangential part of after - before; squares add up to ||after - before||^2. NaN if before is zero.
 
     A gradient step of a scale-invariant group is tangential only (paper A.5); momentum and Adam's division make it less
     so.

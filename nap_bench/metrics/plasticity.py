@@ -25,7 +25,7 @@ def _nan_where_not_finite(metric: Callable[..., Tensor]) -> Callable[..., Tensor
     @wraps(metric)
     @torch.no_grad()
     def guarded(acts: Tensor, *args: float, **kwargs: float) -> Tensor:
-        finite_S = torch.isfinite(acts).flatten(1).all(dim=1)
+        finite_S = torch.isfinite(acts.abs().flatten(1).amax(dim=1))  # amax hands NaN on
         clean = torch.where(finite_S.view(-1, *[1] * (acts.dim() - 1)), acts, 0.0)
         return torch.where(finite_S, metric(clean, *args, **kwargs).float(), torch.nan)
 
@@ -44,7 +44,7 @@ def dead_fraction(acts_SBD: Tensor) -> Tensor:
     Not the fraction of zero entries (a healthy ReLU layer has about one half), not a threshold on small activations,
     and meaningless for activations without an exact zero (leaky ReLU, tanh). It can only fall as the batch grows.
     """
-    return (acts_SBD == 0).all(dim=_all_but_seed_and_unit(acts_SBD)).float().mean(dim=1)
+    return (acts_SBD.abs().amax(dim=_all_but_seed_and_unit(acts_SBD)) == 0).float().mean(dim=1)
 
 
 @_nan_where_not_finite
@@ -68,9 +68,8 @@ def linearised_fraction(acts_SBD: Tensor) -> Tensor:
     Such a unit is linear on the batch. Not the complement of anything: dead units are included, so it is never below
     `dead_fraction`. The paper takes it at the penultimate layer, on a large batch; on one example it is always 1.
     """
-    active = acts_SBD != 0
-    axes = _all_but_seed_and_unit(acts_SBD)
-    return (active.all(dim=axes) | ~active.any(dim=axes)).float().mean(dim=1)
+    size_SBD, axes = acts_SBD.abs(), _all_but_seed_and_unit(acts_SBD)
+    return ((size_SBD.amin(dim=axes) > 0) | (size_SBD.amax(dim=axes) == 0)).float().mean(dim=1)
 
 
 @_nan_where_not_finite

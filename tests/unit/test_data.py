@@ -135,11 +135,10 @@ def test_operators_are_declared_only_where_they_do_not_load(monkeypatch, pair_ma
 @pytest.mark.parametrize("as_gz", [True, False])
 def test_mnist_is_found_in_every_layout_packed_or_not(tmp_path, tiny, folder, as_gz):
     lay_out(tmp_path / "data" / folder, tiny, as_gz=as_gz)
-    train, test = mnist.load(tmp_path / "data"), mnist.load(tmp_path / "data", train=False)
+    train = mnist.load(tmp_path / "data")
     raw = torch.frombuffer(bytearray(tiny["train-images-idx3-ubyte"]), dtype=torch.uint8)[16:].view(5, 784)
     assert torch.equal(train.inputs, standardise(raw))
     assert train.labels.tolist() == [0, 1, 2, 3, 4]
-    assert (test.inputs.shape, test.labels.tolist()) == ((2, 784), [0, 1])
 
 
 def test_without_data_dir_mnist_says_what_to_set():
@@ -309,11 +308,10 @@ def real_data_dir():
 
 
 def test_real_mnist_has_its_published_sizes_classes_and_pixels(real_data_dir):
-    train, test = mnist.load(real_data_dir), mnist.load(real_data_dir, train=False)
-    assert (train.inputs.shape, test.inputs.shape) == ((60000, 784), (10000, 784))
+    train = mnist.load(real_data_dir)
+    assert train.inputs.shape == (60000, 784)
     assert (train.inputs.dtype, train.labels.dtype) == (torch.float32, torch.int64)
     assert train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     # the customary mean 0.1307 and deviation 0.3081 of pixels in [0, 1] are where black and white end up
     assert train.inputs.min().item() == pytest.approx(-0.1307 / 0.3081, abs=2e-4)
     assert train.inputs.max().item() == pytest.approx((1 - 0.1307) / 0.3081, abs=1e-3)
@@ -325,7 +323,7 @@ def test_real_mnist_is_what_torchvision_reads(real_data_dir, tmp_path):
     for name, path in mnist.verify(real_data_dir).items():
         (raw / name).write_bytes(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
         assert mnist.UNPACKED[name].problem(raw / name) is None
-    theirs = import_torchvision().datasets.MNIST(tmp_path, train=False)
-    images = mnist.load(tmp_path, train=False)
+    theirs = import_torchvision().datasets.MNIST(tmp_path)
+    images = mnist.load(tmp_path)
     assert torch.equal(images.inputs, standardise(theirs.data.flatten(1)))
     assert torch.equal(images.labels, theirs.targets)

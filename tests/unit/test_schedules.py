@@ -3,11 +3,14 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nap_bench.schedules import SCHEDULES, Constant, Cosine, Linear
 from nap_bench.spec import Part
+
+settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)  # the machine may be busy
+settings.load_profile("steady")
 
 PEAK, FINAL = 6.25e-5, 1e-6  # the paper's Rainbow rates (4.2, 5.3)
 
@@ -86,7 +89,7 @@ def test_a_decay_rises_only_while_it_warms_up_and_stays_within_its_rates(kind, f
     assert values[:warmup] == sorted(values[:warmup])
     assert values[warmup:] == sorted(values[warmup:], reverse=True)
     assert values[warmup] == 1.0
-    assert min(values[warmup:]) >= final - 1e-15
+    assert min(values[warmup:]) >= final
 
 
 @pytest.mark.parametrize(

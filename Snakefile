@@ -1,0 +1,35 @@
+# nap_bench: from the plan to the report. `snakemake` runs the laptop scale; `--config scale=paper` the paper's.
+from snakemake.utils import min_version
+
+min_version("9.14")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflows/common.smk"
+include: "workflows/data.smk"
+include: "workflows/run.smk"
+include: "workflows/analyse.smk"
+include: "workflows/report.smk"
+include: "workflows/publish.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        REPORT,
+        PUBLISHED,
+
+
+rule quick:
+    input:
+        QUICK_REPORT,
+
+
+onstart:
+    HELD.append(plan.hold("store", config["store_dir"]))
+
+
+onerror:
+    shell("nap-bench report --remake {AT:q} {STORE:q} --reports {config[reports_dir]:q} {ONLY:q} >&2")

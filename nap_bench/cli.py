@@ -1,0 +1,279 @@
+"""nap-bench: every step of the suite as a command. The workflow calls these; so can you."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nap_bench import plan
+from nap_bench.spec import nearest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 something failed (named), 2 bad input, 75 stopped with checkpoints written."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments) or 0
+    except (ValueError, OSError) as error:
+        print(f"nap-bench: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nap-bench", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function, summary: str, *options: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=summary, description=summary)
+        made.set_defaults(command=function)
+        known: dict[str, dict[str, Any]] = {
+            "--scale": dict(choices=plan.SCALES, default="laptop", help="which scale's runs (default: laptop)"),
+            "--plan": dict(type=Path, default=Path("config/plan.jsonl"), help="the plan file"),
+            "--store": dict(type=Path, default=Path("store"), help="the run store"),
+            "--results": dict(type=Path, default=Path("results"), help="where results are"),
+            "--reports": dict(type=Path, default=Path("reports"), help="where reports go"),
+            "--device": dict(default="cpu", help="cpu, cuda or cuda:N"),
+            "--data-dir": dict(default="data", help="where downloaded datasets are"),
+            "--tracking-uri": dict(default="sqlite:///mlflow.db", help="MLflow tracking URI"),
+            "--exhibit": dict(required=True, help="name of an exhibit"),
+        }
+        for option in options:
+            made.add_argument(option, **known[option])
+        return made
+
+    everywhere = ("--scale", "--plan", "--results")
+    made = command("plan", _plan, "write config/plan.jsonl from the experiments, or check that it is current", "--plan")
+    made.add_argument("--check", action="store_true", help="write nothing; exit 1 if the plan would change")
+    made = command("run", _run, "train runs of the plan, going on from their checkpoints", *everywhere, "--store", "--device", "--data-dir")
+    made.add_argument("--checkpoint-seconds", type=float, default=30.0, help="seconds between checkpoints")
+    made.add_argument("--pack", action="store_true", help="several runs in one process; a failing one does not lose the others")
+    made.add_argument("run_ids", nargs="+", metavar="RUN_ID")
+    command("tune", _tune, "choose hyperparameters on tuning seeds, write config/tuned.json", "--scale", "--store", "--results", "--device", "--data-dir")
+    command("score", _score, "results -> results/SCALE/scores/EXHIBIT.csv", *everywhere, "--exhibit")
+    command("claims", _claims, "scores -> results/SCALE/claims/EXHIBIT.json", *everywhere, "--exhibit")
+    command("figure", _figure, "scores -> results/SCALE/figures/EXHIBIT.svg and .png", *everywhere, "--exhibit")
+    made = command("report", _report, "everything -> reports/SCALE/index.html", *everywhere, "--store", "--reports")
+    made.add_argument("--remake", action="store_true", help="make scores, claims and figures first, from whatever results exist")
+    made.add_argument("--experiments", nargs="*", default=[], help="only these exhibits")
+    made = command("publish", _publish, "runs, claims and figures -> MLflow; publishing twice adds nothing", *everywhere, "--reports", "--tracking-uri")
+    made.add_argument("--experiments", nargs="*", default=[], help="only these exhibits")
+    made.add_argument("--done", type=Path, help="write this file once all is published")
+    made = command("dashboard", _dashboard, "MLflow's pages on a free loopback port", "--tracking-uri")
+    made.add_argument("--port", type=int, default=None, help="a port of your choice")
+    made = command("data", _data, "verify a dataset in the data folder, or download it", "--data-dir")
+    made.add_argument("dataset")
+    made.add_argument("--done", type=Path, help="write this file once the dataset is verified")
+    return parser
+
+
+def _experiment(name: str):
+    from nap_bench.experiments import EXPERIMENTS
+
+    if name not in EXPERIMENTS:
+        raise ValueError(nearest(name, EXPERIMENTS, "exhibit"))
+    return EXPERIMENTS[name]
+
+
+def _places(lines: list[dict], scale: str, exhibit: str) -> list[tuple[str, str, str]]:
+    """(arm, setting, run_id) of an exhibit's runs at a scale, in the plan's order."""
+    return [(arm, setting, line["run_id"]) for line in lines for arm, setting in line["uses"].get(scale, {}).get(exhibit, [])]
+
+
+def _found(results: Path, run_ids: Sequence[str]) -> dict[str, dict]:
+    """The results that exist, by run id."""
+    from nap_bench.store import check_protocol, read_result, result_path
+
+    check_protocol(results)
+    paths = {run_id: result_path(results, run_id) for run_id in dict.fromkeys(run_ids)}
+    return {run_id: read_result(path) for run_id, path in paths.items() if path.exists()}
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from nap_bench.store import write_whole
+
+    text = plan.make()
+    if arguments.plan.exists() and arguments.plan.read_text() == text:
+        print(f"{arguments.plan} is current: {text.count(chr(10)) - 1} runs.")
+        return 0
+    if arguments.check:
+        print(f"{arguments.plan} would change. Renew it with: nap-bench plan", file=sys.stderr)
+        return 1
+    write_whole(arguments.plan, text)
+    print(f"{arguments.plan}: {text.count(chr(10)) - 1} runs.")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from nap_bench.jobs import Job, Suite, do
+    from nap_bench.store import check_protocol
+
+    if len(arguments.run_ids) > 1 and not arguments.pack:
+        raise ValueError(f"{len(arguments.run_ids)} runs in one process: say so with --pack.")
+    check_protocol(arguments.results)
+    lines = {line["run_id"]: line for line in plan.load(arguments.plan)}
+    for run_id in arguments.run_ids:
+        if run_id not in lines:
+            raise ValueError(nearest(run_id, lines, "run").split(" Known:")[0] + f" {len(lines)} runs are in {arguments.plan}.")
+    at = dict(store=arguments.store, results=arguments.results)
+    suite = Suite([line for line in lines.values() if arguments.scale in line["uses"]], arguments.scale, **at)
+    jobs = [Job(lines[run_id], **at) for run_id in arguments.run_ids]
+    return do(jobs, data_dir=arguments.data_dir, device=arguments.device, suite=suite, checkpoint_seconds=arguments.checkpoint_seconds)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from nap_bench import tune
+
+    section = tune.tune(
+        arguments.scale,
+        store=arguments.store,
+        results=arguments.results,
+        data_dir=arguments.data_dir,
+        device=arguments.device,
+    )
+    tune.write(arguments.scale, section)
+    print(f"{tune.TUNED}: {arguments.scale} scale chosen. The plan follows from it: nap-bench plan")
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from nap_bench.experiments.base import Labelled
+    from nap_bench.report import scores
+
+    places = _places(plan.load(arguments.plan), arguments.scale, arguments.exhibit)
+    results = _found(arguments.results, [run_id for *_, run_id in places])
+    labelled = [Labelled(arm, setting, results[run_id]) for arm, setting, run_id in places if run_id in results]
+    rows = _experiment(arguments.exhibit).score(labelled)
+    scores.write(arguments.results / arguments.scale / "scores" / f"{arguments.exhibit}.csv", rows)
+    return 0
+
+
+def _claims(arguments: argparse.Namespace) -> int:
+    from nap_bench.report import claims, scores
+
+    folder = arguments.results / arguments.scale
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for line in plan.load(arguments.plan):
+        for arm, setting in line["uses"].get(arguments.scale, {}).get(arguments.exhibit, []):
+            seeds.setdefault((arm, setting), []).extend(line["run"]["seeds"])
+    verdicts = claims.judge(
+        _experiment(arguments.exhibit).CLAIMS,
+        scores.read(folder / "scores" / f"{arguments.exhibit}.csv"),
+        exhibit=arguments.exhibit,
+        scale=arguments.scale,
+        expected_seeds=seeds,
+    )
+    claims.write(folder / "claims" / f"{arguments.exhibit}.json", verdicts)
+    return 0
+
+
+def _figure(arguments: argparse.Namespace) -> int:
+    from nap_bench.report import figures, scores
+
+    folder = arguments.results / arguments.scale
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    figures.draw(
+        arguments.exhibit,
+        _experiment(arguments.exhibit).PANELS,
+        scores.read(folder / "scores" / f"{arguments.exhibit}.csv"),
+        folder / "figures" / f"{arguments.exhibit}.svg",
+        folder / "figures" / f"{arguments.exhibit}.png",
+    )
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from nap_bench.jobs import failures
+    from nap_bench.report import claims, page, scores
+
+    lines, folder = plan.load(arguments.plan), arguments.results / arguments.scale
+    exhibits = plan.exhibits(lines, arguments.scale, arguments.experiments)
+    modules = {name: _experiment(name) for name in exhibits}
+    if arguments.remake:
+        for name in exhibits:
+            step = argparse.Namespace(**{**vars(arguments), "exhibit": name})
+            for make in (_score, _claims, _figure):
+                make(step)
+    run_ids = [run_id for ids in exhibits.values() for run_id in ids]
+    results = _found(arguments.results, run_ids)
+
+    def existing(kind: str, suffix: str, read) -> dict[str, Any]:
+        paths = {name: folder / kind / f"{name}.{suffix}" for name in exhibits}
+        return {name: read(path) for name, path in paths.items() if path.exists()}
+
+    html = page.compile(
+        arguments.scale,
+        modules,
+        existing("claims", "json", claims.read),
+        existing("scores", "csv", scores.read),
+        existing("figures", "svg", lambda path: path.read_text()),
+        list(results.values()),
+        {name: _places(lines, arguments.scale, name) for name in exhibits},
+        failures([line for line in lines if line["run_id"] in set(run_ids) - set(results)], arguments.store),
+    )
+    path = arguments.reports / arguments.scale / "index.html"
+    page.write_page(path, html)
+    print(f"Report: {path.resolve()}")
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from nap_bench.store import as_json, write_whole
+    from nap_bench.tracking import TrackerError
+    from nap_bench.tracking.publish import Exhibit, publish
+
+    lines, folder = plan.load(arguments.plan), arguments.results / arguments.scale
+    exhibits = plan.exhibits(lines, arguments.scale, arguments.experiments)
+    uses: dict[str, list[tuple[str, str, str]]] = {}
+    for name in exhibits:
+        for arm, setting, run_id in _places(lines, arguments.scale, name):
+            uses.setdefault(run_id, []).append((name, arm, setting))
+    results = _found(arguments.results, list(uses))
+    described = {
+        name: Exhibit(
+            title=_experiment(name).TITLE,
+            paper=_experiment(name).PAPER,
+            claims=folder / "claims" / f"{name}.json",
+            scores=folder / "scores" / f"{name}.csv",
+            figures=tuple(folder / "figures" / f"{name}.{suffix}" for suffix in ("svg", "png")),
+        )
+        for name in exhibits
+    }
+    try:
+        summary = publish(
+            [(result, uses[run_id]) for run_id, result in results.items()],
+            described,
+            scale=arguments.scale,
+            report=arguments.reports / arguments.scale / "index.html",
+            tracking_uri=arguments.tracking_uri,
+        )
+    except TrackerError as error:
+        print(f"nap-bench publish: {error}", file=sys.stderr)
+        return 1
+    print(f"Published: {summary}", file=sys.stderr)
+    if arguments.done:
+        write_whole(arguments.done, as_json({"tracking_uri": arguments.tracking_uri, "num_runs": len(results)}))
+    return 0
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from nap_bench.tracking.dashboard import serve
+
+    return serve(arguments.tracking_uri, arguments.port)
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    import importlib
+
+    from nap_bench.benchmarks.random_labels import DATASETS
+    from nap_bench.store import as_json, write_whole
+
+    downloaded = [name for name, dataset in DATASETS.items() if dataset.downloaded]
+    if arguments.dataset not in downloaded:
+        raise ValueError(nearest(arguments.dataset, downloaded, "dataset to download"))
+    files = importlib.import_module(f"nap_bench.data.{arguments.dataset}").download(arguments.data_dir)
+    if arguments.done:
+        write_whole(arguments.done, as_json({"dataset": arguments.dataset, "files": sorted(files)}))
+    return 0

@@ -1,0 +1,184 @@
+"""The report's rows: scores, claims, runs, costs and environments turned into text. Standard library only; no HTML here."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nap_bench.report.figures import look, middle, ordered, setting_order
+
+if TYPE_CHECKING:
+    from nap_bench.report.scores import Scores
+
+Place = tuple[str, str, str]
+"""Where an exhibit uses a run: arm, setting, run_id."""
+MINUS, DASH = "\u2212", "\u2013"
+MAX_OPEN_ROWS = 12
+"""A longer table is folded away."""
+
+
+def amounts(values: Sequence[float | None], *, signed: bool = False) -> list[str]:
+    """Numbers that stand together, for people: three decimals where the largest has that size, scientific elsewhere.
+
+    A dash where there is none or it is not finite.
+    """
+    size = max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0.0)
+    form = "d" if size == 0 else ".3f" if 0.001 <= size < 100 else ".1f" if 100 <= size < 10000 else ".2e"
+    return [_amount(value, "+" + form if signed else form) for value in values]
+
+
+def _amount(value: float | None, form: str) -> str:
+    if value is None or not math.isfinite(value):
+        return DASH
+    text = format(int(value) if form.endswith("d") else value, form)
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", MINUS).replace("e+0", "e").replace(f"e{MINUS}0", f"e{MINUS}")
+
+
+def estimate_and_span(estimate: float | None, low: float | None, high: float | None, *, signed: bool = False) -> tuple[str, str]:
+    """An estimate and its interval as text; a dash where one seed allows no interval."""
+    texts = amounts((estimate, low, high), signed=signed)
+    return texts[0], DASH if DASH in texts[1:] else f"[{texts[1]}, {texts[2]}]"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3.4 min or 5.1 h."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def numbers(scores: Scores, featured: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Each scalar measure, the featured ones first: one row per arm and setting that has it.
+
+    n counts the seeds that stayed finite, and so do mean, interval and IQM; the others are named beside them.
+    """
+    from nap_bench import stats
+
+    tables = []
+    featured = list(featured)
+    for measure in sorted(scores.measures(), key=lambda name: (name not in featured, name)):
+        rows = []
+        for arm in ordered(scores.arms()):
+            for setting in sorted(scores.settings(), key=setting_order):
+                values = _scalar(scores, measure, arm, setting)
+                if values is None:
+                    continue
+                finite = [v for _, v in sorted(values.items()) if math.isfinite(v)]
+                mean = middle(finite)
+                text, interval = estimate_and_span(mean.estimate, mean.low, mean.high) if mean else (DASH, DASH)
+                rows.append(
+                    {
+                        "arm": look(arm).label,
+                        "color": look(arm).color,
+                        "setting": setting,
+                        "mean": text,
+                        "interval": interval,
+                        "iqm": amounts([float(stats.iqm(finite)) if finite else None])[0],
+                        "n": len(finite),
+                        "lost": ", ".join(str(seed) for seed in sorted(values) if not math.isfinite(values[seed])),
+                    }
+                )
+        if rows:
+            is_open = measure in featured and len(rows) <= MAX_OPEN_ROWS
+            settings = any(row["setting"] for row in rows)
+            tables.append({"measure": measure.replace("_", " "), "rows": rows, "settings": settings, "open": is_open})
+    return tables
+
+
+def _scalar(scores: Scores, measure: str, arm: str, setting: str) -> dict[int, float] | None:
+    """Seed -> value, or None where there is nothing or a curve."""
+    if not scores.has(measure, arm, setting):
+        return None
+    try:
+        return scores.values(measure, arm, setting)
+    except ValueError:  # a curve: figures show it
+        return None
+
+
+def diverged(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The seeds of a run that left the finite numbers, with the step."""
+    return [s for s in result["status"] if s["status"] == "diverged"]
+
+
+def cost(places: Iterable[Place], results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per arm: what its finished runs took. A block's seeds train together, so seconds and memory are a block's."""
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for arm, _, run_id in dict.fromkeys(places):
+        if run_id in results:
+            arms.setdefault(arm, []).append(results[run_id])
+    rows = []
+    for arm, runs in arms.items():
+        speeds = sorted(r["cost"]["steps_per_second"] for r in runs)
+        rows.append(
+            {
+                "arm": look(arm).label,
+                "color": look(arm).color,
+                "runs": len(runs),
+                "seeds": ", ".join(str(n) for n in sorted({len(r["status"]) for r in runs})),
+                "wall": duration(sum(r["cost"]["wall_seconds"] for r in runs)),
+                "speed": " to ".join(dict.fromkeys(f"{speed:.0f}" for speed in (speeds[0], speeds[-1]))),
+                "memory": f"{max(r['cost']['peak_memory_bytes'] for r in runs) / 1e6:.0f} MB",
+                "hardware": "; ".join(sorted({hardware(r["environment"]) for r in runs})),
+            }
+        )
+    return rows
+
+
+def hardware(environment: Mapping[str, Any]) -> str:
+    name = environment.get("device_name") or environment.get("processor") or "unknown"
+    return f"{environment.get('device', '?')}: {name}, {plural(environment.get('threads', 0), 'thread')}"
+
+
+def wall_seconds(run_ids: Iterable[str], results: Mapping[str, Mapping[str, Any]]) -> float:
+    """Total of finished runs, each counted once."""
+    return sum(results[run_id]["cost"]["wall_seconds"] for run_id in dict.fromkeys(run_ids) if run_id in results)
+
+
+def environments(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Distinct environments as columns, most runs first, with what differs among them said in words."""
+    envs = [{k: DASH if v is None else str(v) for k, v in r["environment"].items() if k != "resolved_model"} for r in results]
+    counts = Counter(tuple(sorted(env.items())) for env in envs)
+    columns = sorted(counts, key=lambda env: (-counts[env], env))
+    keys = list(dict.fromkeys(key for env in envs for key in env))
+    rows = []
+    for key in keys:
+        cells = [dict(env).get(key, DASH) for env in columns]
+        rows.append({"key": key.replace("_", " "), "cells": cells, "differs": len(set(cells)) > 1})
+    notes = []
+    for key, noun in (("commit", "commit"), ("device_name", "device"), ("device", "kind of device"), ("torch", "version of torch")):
+        kinds = Counter(env.get(key, DASH) for env in envs)
+        if len(kinds) > 1:
+            listed = ", ".join(f"{name} ({plural(n, 'run')})" for name, n in sorted(kinds.items()))
+            notes.append(f"Mixed: the runs come from {len(kinds)} {noun if noun.endswith('torch') else noun + 's'}: {listed}.")
+    dirty = sum(env.get("dirty") == "True" for env in envs)
+    if dirty:
+        notes.append(f"{plural(dirty, 'run')} used a working copy with changes that are in no commit.")
+    return {"counts": [plural(counts[env], "run") for env in columns], "rows": rows, "notes": notes}
+
+
+def pictures(measurements: Sequence[Mapping[str, Any]], zone: tuple[float, float], width: float = 180.0) -> list[dict[str, float] | None]:
+    """Where each interval, zero and the zone in which the claim holds lie on one line of `width`, the same for all.
+
+    zone: from, to; an infinite end runs to the edge. A measurement without an estimate has no picture.
+    """
+    spans = [[m["estimate"] if m[end] is None else m[end] for end in ("low", "high")] for m in measurements if m["estimate"] is not None]
+    marks = [0.0, *(value for pair in spans for value in pair), *(end for end in zone if math.isfinite(end))]
+    least, most = min(marks), max(marks)
+    pad = 0.12 * (most - least or 1.0)
+    least, scale = least - pad, width / (most - least + 2 * pad)
+
+    def place(value: float) -> float:
+        return round(min(max((value - least) * scale, 0.0), width), 1)
+
+    fixed = {"zero": place(0.0), "from": place(zone[0]), "wide": round(place(zone[1]) - place(zone[0]), 1)}
+    pairs = iter(spans)
+    return [
+        None
+        if m["estimate"] is None
+        else fixed | {"estimate": place(m["estimate"]), **dict(zip(("low", "high"), map(place, next(pairs)), strict=True))}
+        for m in measurements
+    ]

@@ -1,0 +1,86 @@
+"""Law 9: the losses of every benchmark under every method, twenty steps, in repr.
+
+Exact where torch and the CPU capability are the recorded ones; relative 1e-3 elsewhere. A loss is recorded under the versions of
+what made it, and a recorded one is never overwritten: a change of numbers needs a version bump (or a new PROTOCOL), then
+`pytest tests/golden --record-golden`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nap_bench import update
+from nap_bench.benchmarks import BENCHMARKS
+from nap_bench.methods import METHODS, parse_stack, stack_of
+from nap_bench.optimizers import SGD, Adam
+from nap_bench.spec import PROTOCOL, ModelSpec, Part
+from nap_bench.state import build
+
+FILE = Path(__file__).parent / "losses.json"
+TASKS = {
+    "random_labels": (
+        BENCHMARKS["random_labels"](dataset="digits", num_examples=64, num_tasks=2, steps_per_task=10, batch_size=16),
+        ModelSpec(family="mlp", size=(("widths", (24, 16)),)),
+    ),
+}
+OPTIMIZERS = {"adam": (Adam(), 0.01), "momentum": (SGD(momentum=0.9), 0.05)}
+CASES = [(task, stack, rule) for task in TASKS for stack in ("baseline", *METHODS) for rule in OPTIMIZERS]
+SEEDS = (0, 1)
+
+
+def key(task: str, stack: str, rule: str) -> str:
+    """Names with versions: what a golden loss depends on."""
+    benchmark = TASKS[task][0]
+    method = f"{stack}@{METHODS[stack].version}" if stack in METHODS else stack
+    optimizer = OPTIMIZERS[rule][0]
+    return f"protocol {PROTOCOL}, {benchmark.name}@{benchmark.version}, {method}, {rule} ({optimizer.name}@{optimizer.version})"
+
+
+def losses(task: str, stack: str, rule: str) -> list[list[float]]:
+    torch.set_num_threads(1)
+    benchmark, spec = TASKS[task]
+    methods = stack_of(parse_stack(stack))
+    optimizer, lr = OPTIMIZERS[rule]
+    state = build(methods.transform_model(spec), Part.of(optimizer), SEEDS, benchmark.shapes, "cpu")
+    state.lr.fill_(lr)
+    for method in methods:
+        state.slots[method.name] = method.setup(state)
+    data, found = benchmark.load(None, "cpu"), []
+    for step in range(benchmark.num_steps):
+        if step and benchmark.task_at(step) != benchmark.task_at(step - 1):
+            update.task_boundary(state, methods, benchmark.task_at(step))
+        inputs, y_SB = benchmark.batch(data, SEEDS, step)
+        losses_S = benchmark.loss(update.forward(state, methods, inputs), y_SB)
+        found.append(losses_S.tolist())
+        update.grad_step(state, [losses_S], methods)
+        update.tail(state, methods)
+    return found
+
+
+def here() -> dict[str, str]:
+    return {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+@pytest.mark.parametrize(("task", "stack", "rule"), CASES, ids=lambda value: value)
+def test_law_9_losses_are_the_recorded_ones(task, stack, rule, request):
+    recorded = json.loads(FILE.read_text()) if FILE.exists() else {}
+    name = key(task, stack, rule)
+    if request.config.getoption("--record-golden") and name not in recorded:
+        recorded[name] = {**here(), "losses": [[repr(v) for v in row] for row in losses(task, stack, rule)]}
+        FILE.write_text(json.dumps(recorded, indent=0, sort_keys=True) + "\n")
+    assert name in recorded, f"no golden loss for {name}: pytest tests/golden --record-golden"
+    expected = recorded[name]
+    found = losses(task, stack, rule)
+    if {k: expected[k] for k in here()} == here():
+        assert [[repr(v) for v in row] for row in found] == expected["losses"]
+    else:
+        wanted = torch.tensor([[float(v) for v in row] for row in expected["losses"]])
+        assert torch.allclose(torch.tensor(found), wanted, rtol=1e-3)
+
+
+def test_every_recorded_loss_belongs_to_a_case():
+    assert set(json.loads(FILE.read_text())) == {key(*case) for case in CASES}

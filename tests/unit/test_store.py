@@ -1,0 +1,143 @@
+"""The run store: whole files, leases, results made from it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nap_bench import store
+from nap_bench.experiments.arms import entry
+
+RUN = entry("laptop", "baseline", {}, seeds=(3, 5)).run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = store.RunFolder(tmp_path / "store", RUN)
+    made.open()
+    return made
+
+
+def complete(folder):
+    folder.metrics.write_text("step,seed,metric,value\n2,3,task_end/loss,nan\n2,5,task_end/loss,0.1\n1,5,task_end/loss,0.5\n1,3,task_end/loss,0.25\n")
+    folder.environment.write_text('{"torch": "x"}')
+    folder.done.write_text('{"status": [{"seed": 3, "status": "complete"}], "cost": {"wall_seconds": 1.0}}')
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file"
+    store.write_whole(path, "first")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left.*MiB free.*Nothing is lost"):
+        store.write_whole(path, "second")
+    assert path.read_text() == "first" and os.listdir(path.parent) == ["file"]
+
+
+def test_what_a_killed_writer_left_is_overwritten_by_the_next(tmp_path):
+    (tmp_path / ".file.tmp").write_text("half")
+    store.write_whole(tmp_path / "file", "whole")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_result_holds_the_table_by_metric_step_and_seed_with_null_for_not_finite(folder, tmp_path):
+    complete(folder)
+    result = store.read_result(store.make_result(folder, tmp_path / "results"))
+    assert result["metrics"] == {"task_end/loss": {"steps": [1, 2], "values": [[0.25, 0.5], [None, 0.1]]}}
+    assert result["run_id"] == RUN.run_id and result["spec"]["seeds"] == [3, 5]
+
+
+def test_a_result_is_remade_from_the_store_without_torch(folder, tmp_path):
+    complete(folder)
+    code = (
+        "import sys; from pathlib import Path; from nap_bench.jobs import Job\n"
+        f"job = Job({{'run_id': {RUN.run_id!r}}}, store=Path({str(tmp_path / 'store')!r}), results=Path({str(tmp_path / 'results')!r}))\n"
+        "assert job.is_done(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert store.result_path(tmp_path / "results", RUN.run_id).exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda r: r.write_text(r.read_text()[:-40]), "not whole JSON"),
+        (lambda r: r.write_text(r.read_text().replace('"protocol": 1', '"protocol": 99', 1)), "protocol 99"),
+        (lambda r: r.write_text(r.read_text().replace(RUN.run_id, "other")), "holds run other"),
+    ],
+)
+def test_a_damaged_or_foreign_result_is_refused(folder, tmp_path, damage, message):
+    complete(folder)
+    path = store.make_result(folder, tmp_path / "results")
+    damage(path)
+    with pytest.raises(ValueError, match=message):
+        store.read_result(path)
+
+
+def test_a_results_folder_of_another_protocol_is_refused(tmp_path):
+    store.check_protocol(tmp_path)
+    store.check_protocol(tmp_path)
+    (tmp_path / "protocol.json").write_text('{"protocol": 0}')
+    with pytest.raises(ValueError, match="made under protocol 0, this version is protocol 1"):
+        store.check_protocol(tmp_path)
+
+
+def test_a_folder_that_describes_another_run_is_refused(folder):
+    folder.spec.write_text(folder.spec.read_text().replace("digits", "mnist"))
+    with pytest.raises(ValueError, match="describes another run"):
+        folder.open()
+
+
+def test_a_disk_without_room_is_refused_before_any_work(folder, monkeypatch):
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("usage", (), {"free": 2**20})())
+    with pytest.raises(OSError, match="wanted 100 MiB free, found 1 MiB"):
+        folder.open()
+
+
+def test_a_second_process_does_not_get_the_lease_and_gets_it_after_release(folder):
+    with store.leased(folder) as first:
+        assert first is not None
+        with store.leased(folder) as second:
+            assert second is None
+        assert folder.lease.exists(), "a process that did not hold the lease must not remove it"
+    with store.leased(folder) as third:
+        assert third is not None
+
+
+def test_the_lease_of_a_dead_process_is_taken_over_at_once(folder):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lease = store.Lease(folder.lease)
+    content = json.loads(lease._content())
+    folder.lease.write_text(json.dumps({**content, "pid": ended.pid, "token": "dead"}))
+    with store.leased(folder) as mine:
+        assert mine is not None
+
+
+def test_a_lease_of_another_host_is_respected_until_its_heartbeat_is_stale(folder):
+    folder.lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "theirs"}))
+    with store.leased(folder) as lease:
+        assert lease is None
+    old = time.time() - store.STALE_SECONDS - 5
+    os.utime(folder.lease, (old, old))
+    with store.leased(folder) as lease:
+        assert lease is not None
+
+
+def test_a_process_whose_lease_was_taken_over_stops(folder):
+    with store.leased(folder) as lease:
+        lease.beat(step=1)
+        folder.lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "theirs"}))
+        lease._last = 0.0
+        with pytest.raises(store.LeaseLost, match="taken over"):
+            lease.beat(step=2)
+    assert json.loads(folder.lease.read_text())["token"] == "theirs"

@@ -1,0 +1,148 @@
+"""The workflow as a user runs it, on a plan of seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+
+import pytest
+import small
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which the small suite has been run."""
+    folder = tmp_path_factory.mktemp("suite with space")
+    small.write_plan(folder, small.lines())
+    done = small.snakemake(folder)
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout
+
+
+def test_one_command_goes_from_nothing_to_report_and_tracker(finished):
+    folder, output = finished
+    html = (folder / "reports" / "laptop" / "index.html").read_text()
+    assert "laptop scale" in html and "NOT RUN" in html
+    for line in small.lines():
+        assert json.loads((folder / "results" / "runs" / f"{line['run_id']}.json").read_text())["run_id"] == line["run_id"]
+        assert line["run_id"] in html
+    assert (folder / "mlflow.db").exists()
+    assert "[run]" in output and "[suite] laptop:" in output, "progress of runs and of the suite"
+
+
+def test_a_second_invocation_does_nothing_and_says_so_in_seconds(finished):
+    folder, _ = finished
+    before = small.fingerprint(folder / "results")
+    began = time.monotonic()
+    again = small.snakemake(folder)
+    assert again.returncode == 0 and "Nothing to be done" in again.stdout
+    assert time.monotonic() - began < 20
+    assert small.fingerprint(folder / "results") == before
+
+
+def test_a_lost_result_is_remade_from_the_store_without_training(finished):
+    folder, _ = finished
+    run_id = small.lines()[0]["run_id"]
+    path = folder / "results" / "runs" / f"{run_id}.json"
+    before = path.read_bytes()
+    path.unlink()
+    done = small.snakemake(folder, f"results/runs/{run_id}.json")
+    assert done.returncode == 0 and "steps/s" not in done.stdout, done.stdout
+    assert path.read_bytes() == before
+
+
+def test_two_arms_that_must_be_equal_are_equal_in_every_recorded_bit(finished):
+    folder, _ = finished
+    baseline, off = (
+        json.loads((folder / "results" / "runs" / f"{line['run_id']}.json").read_text())["metrics"] for line in small.lines()[:2]
+    )
+    assert baseline == off
+
+
+def test_a_failed_run_is_named_in_the_report_and_in_the_exit_code(tmp_path):
+    planned = small.lines(num_tasks=1, steps_per_task=10)
+    broken = planned[3]
+    small.write_plan(tmp_path, planned)
+    (tmp_path / "store" / broken["run_id"]).mkdir(parents=True)
+    (tmp_path / "store" / broken["run_id"] / "checkpoint").write_bytes(b"not a checkpoint" * 10)
+    done = small.snakemake(tmp_path)
+    assert done.returncode != 0
+    assert f"{broken['run_id']} FAILED: ValueError: Checkpoint" in done.stdout
+    html = (tmp_path / "reports" / "laptop" / "index.html").read_text()
+    assert broken["run_id"] in html and "is damaged" in html
+    assert all((tmp_path / "results" / "runs" / f"{line['run_id']}.json").exists() for line in planned if line != broken)
+    (tmp_path / "store" / broken["run_id"] / "checkpoint").unlink()
+    mended = small.snakemake(tmp_path)
+    assert mended.returncode == 0, mended.stdout
+    assert "is damaged" not in (tmp_path / "reports" / "laptop" / "index.html").read_text()
+
+
+def test_a_diverged_seed_is_reported_as_diverged_and_its_suite_succeeds(tmp_path):
+    from nap_bench import plan
+    from nap_bench.experiments import arms
+
+    planned = small.lines(num_tasks=1, steps_per_task=10)[:1]
+    run = arms.entry(
+        "laptop", "baseline", {"lr": 1e30}, seeds=(0, 1), task=dict(num_examples=48, num_tasks=1, steps_per_task=10)
+    ).run
+    planned[0].update(run_id=run.run_id, run=plan.compact(run))
+    small.write_plan(tmp_path, planned)
+    done = small.snakemake(tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "DIVERGED at seeds [0, 1]" in done.stdout
+    result = json.loads((tmp_path / "results" / "runs" / f"{run.run_id}.json").read_text())
+    assert [entry["status"] for entry in result["status"]] == ["diverged", "diverged"]
+    assert "diverged" in (tmp_path / "reports" / "laptop" / "index.html").read_text()
+
+
+def test_two_invocations_at_once_do_not_disturb_each_other(tmp_path):
+    small.write_plan(tmp_path, small.lines(num_tasks=1, steps_per_task=300))
+    words, settings = small.command(tmp_path)
+    first = subprocess.Popen(words, **settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not list((tmp_path / "store").glob("*/lease.json")):
+        assert first.poll() is None
+        time.sleep(0.1)
+    second = small.snakemake(tmp_path)
+    assert second.returncode != 0 and "Another invocation" in second.stdout, second.stdout
+    output, _ = first.communicate()
+    assert first.returncode == 0, output
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"scal": "paper"}, "Did you mean 'scale'"),
+        ({"scale": "papr"}, "Did you mean 'paper'"),
+        ({"device": "tpu"}, "device wants"),
+        ({"experiments": ["armz"]}, "Did you mean 'arms'"),
+        ({"plan": "absent.jsonl"}, "No plan at absent.jsonl"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(tmp_path, config, message):
+    small.write_plan(tmp_path, small.lines())
+    done = small.snakemake(tmp_path, **config)
+    assert done.returncode != 0 and message in done.stdout
+    assert not (tmp_path / "store").exists() and not (tmp_path / "results").exists()
+
+
+def test_a_missing_dataset_is_refused_by_its_own_rule_before_any_run_that_needs_it(tmp_path):
+    planned = small.lines(num_tasks=1, steps_per_task=10)[:1]
+    planned[0]["data"] = "mnist"
+    small.write_plan(tmp_path, planned)
+    (tmp_path / "data" / "MNIST" / "raw").mkdir(parents=True)
+    done = small.snakemake(tmp_path, data_dir="data", http_proxy=None) if False else small.snakemake(tmp_path)
+    assert done.returncode != 0 and "train-images-idx3-ubyte" in done.stdout
+    assert not list((tmp_path / "store").glob("*/spec.json"))
+
+
+@pytest.mark.parametrize("scale", ["laptop", "workstation", "paper"])
+def test_a_dry_run_of_every_scale_takes_at_most_ten_seconds(scale):
+    words, settings = small.command(small.ROOT, "--dry-run", plan="config/plan.jsonl", scale=scale)
+    words.remove("--")
+    began = time.monotonic()
+    done = subprocess.run(words, **settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 10

@@ -1,0 +1,56 @@
+# What every rule refers to. The plan's functions are loaded by path: neither torch nor the package is imported here.
+import importlib.util
+import sys
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.basedir)
+_found = importlib.util.spec_from_file_location("nap_bench_plan", ROOT / "nap_bench" / "plan.py")
+plan = importlib.util.module_from_spec(_found)
+_found.loader.exec_module(plan)
+
+try:
+    plan.check_config(config, yaml.safe_load((ROOT / "config" / "schema.yaml").read_text()))
+    SCALE, RESULTS = config["scale"], config["results_dir"]
+    ALL_LINES = plan.load(config["plan"], ROOT)
+    LINES = plan.select(ALL_LINES, SCALE, config["experiments"], config["methods"])
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
+
+EXHIBITS = plan.exhibits(LINES, SCALE, config["experiments"])
+PACKS = plan.packs(LINES, config["pack_size"])
+DATASETS = {line["run_id"]: line["data"] for line in LINES if "data" in line}
+AT = ["--scale", SCALE, "--plan", config["plan"], "--results", RESULTS]
+STORE = ["--store", config["store_dir"]]
+ONLY = ["--experiments", *config["experiments"]] if config["experiments"] else []
+REPORT = f"{config['reports_dir']}/{SCALE}/index.html"
+PUBLISHED = f"{RESULTS}/{SCALE}/published.json"
+QUICK = "fig1_dead_units"
+QUICK_REPORT = f"{config['reports_dir']}/quick/{SCALE}/index.html"
+HELD = []
+
+
+def result(run_id):
+    return f"{RESULTS}/runs/{run_id}.json"
+
+
+def of_exhibit(kind, suffix):
+    return [f"{RESULTS}/{SCALE}/{kind}/{exhibit}.{suffix}" for exhibit in EXHIBITS]
+
+
+wildcard_constraints:
+    exhibit="[a-z0-9_]+",
+    dataset="[a-z0-9_]+",
+
+
+localrules:
+    all,
+    quick,
+    score,
+    claims,
+    figure,
+    report,
+    quick_report,
+    publish,

@@ -1,0 +1,11 @@
+# Datasets that have to be on disk: verified where they are, downloaded with checksums where they are not.
+rule data:
+    output:
+        f"{RESULTS}/data/{{dataset}}.json",
+    log:
+        "logs/data/{dataset}.log",
+    retries: 2
+    params:
+        folder=config["data_dir"],
+    shell:
+        "nap-bench data {wildcards.dataset} --data-dir {params.folder:q} --done {output:q} 2>&1 | tee {log:q} >&2"
