@@ -28,7 +28,7 @@ GRIDS = {
     "workstation": dict(lr=(3e-4, 1e-3, 4e-3), init=(0.5, 1.0, 2.45), k=(100, 300, 1000)),
     "paper": dict(lr=(1e-4, 3e-4, 1e-3, 4e-3), init=(0.5, 1.0, 2.45, 4.0), k=(100, 300, 1000)),
 }
-NUM_STEPS = {"laptop": 2400, "workstation": 60000, "paper": 300000}
+NUM_STEPS = {"laptop": 1800, "workstation": 60000, "paper": 300000}
 
 
 def _settings(scale: str) -> list[tuple[str, float, float, int]]:

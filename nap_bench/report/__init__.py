@@ -1,1 +1,1 @@
-"""From results to what people look at: scores, claims, figures, tables and one page. Heavy imports wait until they are used."""
+"""From results to what people look at: scores, claims, figures, tables and one page. Heavy imports wait until used."""

@@ -1,6 +1,6 @@
 """Figures of an exhibit, drawn from its scores. Importing this module imports neither matplotlib nor numpy.
 
-Legend of shapes: T places on the x axis, S seeds. An arm looks the same (colour, dash, marker) in every figure of every exhibit.
+Shape suffixes: T points of x, S seeds. An arm looks the same (colour, dash, marker) in every figure of every exhibit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,16 +23,39 @@ if TYPE_CHECKING:
 MAX_SEEDS_DRAWN = 30
 """Above this number of seeds a curve shows its mean and interval only."""
 
-INK, MUTED, GRID = "#1b1f24", "#667085", "#e6e8ec"
+MAX_LEGEND_COLUMNS = 5
+INK, MUTED, FRAME = "#1b1f24", "#667085", "#98a2b3"
+STYLE = {
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FRAME,
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8ec",
+    "grid.linewidth": 0.7,
+    "xtick.color": FRAME,
+    "ytick.color": FRAME,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One plot of an exhibit. No arms: every arm that has the measure. Arms stand in the order of LOOKS, whose first is drawn on top.
+    """One plot of an exhibit. No arms: every arm that has the measure; they stand in the order of LOOKS.
 
-    curve: the measure over x, one line per arm.  interval: a scalar measure, one row per arm.  map: the paired difference
-    `contrast` = (a, b), a minus b, over settings written `lr=0.001 init=1 k=300`: columns, rows, then one grid per value
-    of the third key.  reference: a level and what it is, e.g. (0.1, "chance").
+    curve: the measure over x, one line per arm.  interval: a scalar measure, one row per arm.  map: the paired
+    difference `contrast` = (a, b), a minus b, over settings written `lr=0.001 init=1 k=300`: columns, rows, then one
+    grid per value of the third key.  reference: a level and what it is, e.g. (0.1, "chance").
     """
 
     kind: Literal["curve", "interval", "map"]
@@ -47,10 +71,11 @@ class Panel:
     logy: bool = False
 
     def __post_init__(self) -> None:
+        name = self.title or self.measure
         if self.kind not in ("curve", "interval", "map"):
-            raise ValueError(f"A panel is a curve, an interval or a map; {self.title or self.measure!r} is a {self.kind!r}.")
+            raise ValueError(f"Panel {name!r} is a {self.kind!r}. Known kinds: curve, interval, map.")
         if (self.kind == "map") != (self.contrast is not None):
-            raise ValueError(f"Panel {self.title or self.measure!r}: `contrast` names the two arms of a map, and of nothing else.")
+            raise ValueError(f"Panel {name!r}: `contrast` names the two arms of a map, and only of a map.")
 
 
 @dataclass(frozen=True)
@@ -61,7 +86,7 @@ class Look:
     marker: str = "o"
 
 
-# Okabe and Ito's palette, which stays apart under the common colour deficiencies; yellow is left out (too pale on white).
+# Okabe and Ito's palette, which stays apart under the common colour deficiencies, less its yellow (too pale on white).
 _PLAIN = ("#4d4d4d", (0, (4, 2)), "s")
 _LAYER = ("#e69f00", "-", "^")
 LOOKS: dict[str, Look] = {
@@ -81,6 +106,10 @@ _SPARE = [
     for dash, marker in (((0, (5, 1, 1, 1, 1, 1)), "*"), ((0, (1, 1)), "h"), ((0, (8, 2)), "<"))
     for color in ("#7b3294", "#a6611a", "#1b7837", "#c2185b", "#00838f")
 ]
+
+
+Cell = tuple["Interval | None", int]
+"""Paired difference of the seeds that diverged on neither side, and how many did."""
 
 
 def look(arm: str) -> Look:
@@ -114,49 +143,43 @@ def draw(exhibit: str, panels: tuple[Panel, ...], scores: Scores, path_svg: Path
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's own matplotlibrc must not change the bytes
-        matplotlib.rcParams.update(
-            {
-                "svg.hashsalt": exhibit, "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 8.5,
-                "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 7,
-                "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#98a2b3", "axes.labelcolor": MUTED,
-                "text.color": INK, "xtick.color": "#98a2b3", "ytick.color": "#98a2b3", "xtick.labelcolor": MUTED,
-                "ytick.labelcolor": MUTED, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True,
-                "lines.solid_capstyle": "round",
-            }
-        )  # fmt: skip
+        matplotlib.rcParams.update(STYLE | {"svg.hashsalt": exhibit})
         rows = _rows(panels)
+        arms = ordered(arm for panel in panels if panel.kind == "curve" for arm in _arms(panel, scores))
         heights = [_height(row, scores) for row in rows]
-        arms = ordered(arm for p in panels if p.kind == "curve" for arm in _arms(p, scores))
-        legend = 0.24 * math.ceil(len(arms) / 5) + 0.14 if arms else 0.0
-        figure = Figure(figsize=(9.0, sum(heights) + legend), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        bands = figure.subfigures(len(rows) + bool(arms), 1, height_ratios=[legend, *heights] if arms else heights, squeeze=False)[:, 0]
         if arms:
-            _legend(bands[0], arms)
+            heights.insert(0, 0.24 * math.ceil(len(arms) / MAX_LEGEND_COLUMNS) + 0.14)
+        figure = Figure(figsize=(9.0, sum(heights)), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+        bands = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+        if arms:
+            _legend(bands.pop(0), arms)
         curves: dict[str, list[Any]] = {}
-        for band, row, below in zip(bands[bool(arms) :], rows, [*rows[1:], ()], strict=True):
+        for band, row, below in zip(bands, rows, [*rows[1:], ()], strict=True):
             if row[0].kind == "map":
                 _map(band, row[0], scores)
                 continue
-            axes = band.subplots(1, max(len(row), _columns(panels)), squeeze=False)[0]
+            axes = band.subplots(1, _columns(panels), squeeze=False)[0]
             for i, (ax, panel) in enumerate(zip(axes, row, strict=False)):
-                left = i > 0 and (row[i - 1].measure, row[i - 1].kind) == (panel.measure, panel.kind) and panel.kind == "curve"
+                beside = i > 0 and panel.kind == row[i - 1].kind == "curve" and panel.measure == row[i - 1].measure
                 under = i < len(below) and (below[i].kind, below[i].xlabel) == (panel.kind, panel.xlabel)
                 ax.set_title(panel.title)
                 ax.set_xlabel("" if under else panel.xlabel)
-                ax.set_ylabel("" if left else panel.ylabel)
-                (_curve if panel.kind == "curve" else _interval)(ax, panel, scores)
+                ax.set_ylabel("" if beside else panel.ylabel)
                 if panel.kind == "curve":
+                    _curve(ax, panel, scores)
                     curves.setdefault(panel.measure, []).append(ax)
+                else:
+                    _interval(ax, panel, scores)
             for ax in axes[len(row) :]:
                 ax.set_axis_off()
         for same in curves.values():  # panels of one measure are compared by eye: one scale
             limits = [ax.get_ylim() for ax in same if ax.has_data()]
             for ax in same if limits else []:
                 ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-        for path, metadata in ((path_svg, dict.fromkeys(("Date", "Creator", "Format", "Type"))), (path_png, {"Software": None})):
+        for path, stamps in ((path_svg, ("Date", "Creator", "Format", "Type")), (path_png, ("Software",))):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=path.suffix[1:], metadata=metadata, dpi=160)
+            figure.savefig(buffer, format=path.suffix[1:], metadata=dict.fromkeys(stamps), dpi=160)
             write_whole(path, buffer.getvalue())
 
 
@@ -181,8 +204,8 @@ def _height(row: tuple[Panel, ...], scores: Scores) -> float:
     """Inches."""
     if row[0].kind == "map":
         return 1.25 + 0.55 * max(1, len(_cells(row[0], scores)[2][1]))
-    rows = max((len(_arms(p, scores)) for p in row if p.kind == "interval"), default=0)
-    return max(2.9 if len(row) < 3 else 2.5, 0.9 + 0.27 * rows) if any(p.kind == "curve" for p in row) else 0.9 + 0.27 * rows
+    curves = (2.9 if len(row) < 3 else 2.5) if any(panel.kind == "curve" for panel in row) else 0.0
+    return max([curves, *(0.9 + 0.27 * len(_arms(panel, scores)) for panel in row if panel.kind == "interval")])
 
 
 def _arms(panel: Panel, scores: Scores) -> list[str]:
@@ -193,10 +216,14 @@ def _arms(panel: Panel, scores: Scores) -> list[str]:
 def _legend(band: Any, arms: list[str]) -> None:
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=look(a).color, linestyle=look(a).dash, marker=look(a).marker, markersize=5, linewidth=2) for a in arms]
-    band.legend(
-        lines, [look(a).label for a in arms], loc="center left", ncols=math.ceil(len(arms) / math.ceil(len(arms) / 5)), frameon=False, handlelength=3, columnspacing=1.8, fontsize=9
-    )
+    looks = [look(arm) for arm in arms]
+    lines = [Line2D([], [], color=k.color, linestyle=k.dash, marker=k.marker, markersize=5, linewidth=2) for k in looks]
+    columns = math.ceil(len(arms) / math.ceil(len(arms) / MAX_LEGEND_COLUMNS))
+    band.legend(lines, [k.label for k in looks], loc="center left", ncols=columns, frameon=False, handlelength=3)
+
+
+def _note(ax: Any, text: str, at: tuple[float, float], offset: tuple[float, float], transform: Any, **how: Any) -> None:
+    ax.annotate(text, at, offset, xycoords=transform, textcoords="offset points", fontsize=7.5, color=MUTED, **how)
 
 
 def _nothing(ax: Any) -> None:
@@ -210,71 +237,75 @@ def _reference(ax: Any, panel: Panel) -> None:
     level, name = panel.reference
     if panel.kind == "curve":
         ax.axhline(level, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-        ax.annotate(name, (0.01, level), (0, 2), xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=7.5, color=MUTED)
+        _note(ax, name, (0.01, level), (0, 2), ax.get_yaxis_transform())
     else:
         ax.axvline(level, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-        ax.annotate(name, (level, 1), (3, -1), xycoords=ax.get_xaxis_transform(), textcoords="offset points", va="top", fontsize=7.5, color=MUTED)
+        _note(ax, name, (level, 1), (3, -1), ax.get_xaxis_transform(), va="top")
 
 
 def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
-    """Mean, 95 % t interval at each x, every seed as a thin line; a seed that diverged ends in a cross and leaves the mean there."""
+    """Mean, 95 % t interval at each x, each seed as a thin line; a diverged one ends in a cross and leaves the mean."""
     import numpy as np
 
     arms = _arms(panel, scores)
     if not arms:
         return _nothing(ax)
-    if panel.logx:
-        ax.set_xscale("log")
-    if panel.logy:
-        ax.set_yscale("log")
+    ax.set(xscale="log" if panel.logx else "linear", yscale="log" if panel.logy else "linear")
     diverged = []
-    for order, arm in reversed(list(enumerate(arms))):
-        x_T, seeds, values_TS = scores.curve(panel.measure, arm, panel.setting)
-        x_T, values_TS, style = np.asarray(x_T, float), np.asarray(values_TS, float), look(arm)
+    for order, arm in enumerate(arms):
+        x_T, seeds_S, values_TS = scores.curve(panel.measure, arm, panel.setting)
+        style = look(arm)
         dead_S = ~np.isfinite(values_TS[-1])
         if dead_S.any():
-            diverged.append(f"{style.label} {dead_S.sum()} of {len(seeds)}")
-        if len(seeds) <= MAX_SEEDS_DRAWN:
-            for s, seed in enumerate(seeds):
-                (line,) = ax.plot(x_T, values_TS[:, s], color=style.color, alpha=0.28, linewidth=0.6, zorder=2)
-                line.set_gid(f"{arm}-seed-{seed}-{len(ax.lines)}")
-                alive_T = np.flatnonzero(np.isfinite(values_TS[:, s]))
-                if dead_S[s] and len(alive_T):
-                    ax.plot(x_T[alive_T[-1]], values_TS[alive_T[-1], s], "x", color=style.color, markersize=6, markeredgewidth=1.6, zorder=9)
-        kept = [(x, m) for x, row in zip(x_T, values_TS, strict=True) if (m := middle(row)) is not None]
-        xs, means = [x for x, _ in kept], [m for _, m in kept]
+            diverged.append(f"{style.label} {dead_S.sum()} of {len(seeds_S)}")
+        for seed, values_T, dead in zip(seeds_S, values_TS.T, dead_S, strict=True):
+            if len(seeds_S) <= MAX_SEEDS_DRAWN:
+                gid = f"seed-{seed}-{arm}-{len(ax.lines)}"
+                ax.plot(x_T, values_T, color=style.color, alpha=0.28, linewidth=0.6, zorder=2, gid=gid)
+            alive_T = np.flatnonzero(np.isfinite(values_T))
+            if dead and len(alive_T):
+                x, y = x_T[alive_T[-1]], values_T[alive_T[-1]]
+                ax.plot(x, y, "x", color=style.color, markersize=6, markeredgewidth=1.6, zorder=9)
+        kept = [(x, mean) for x, row in zip(x_T, values_TS, strict=True) if (mean := middle(row)) is not None]
+        xs, means = [x for x, _ in kept], [mean for _, mean in kept]
         every = max(1, len(xs) // 7)
         ax.plot(
-            xs, [m.estimate for m in means], color=style.color, linestyle=style.dash, linewidth=2, marker=style.marker,
-            markersize=4.5, markeredgecolor="white", markeredgewidth=0.5, zorder=5 - 0.1 * order,
-            markevery=(order * every // max(1, len(arms)), every),
-        )  # fmt: skip
-        if len(seeds) > 1:
-            ax.fill_between(xs, [m.low for m in means], [m.high for m in means], color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
+            xs,
+            [mean.estimate for mean in means],
+            color=style.color,
+            linestyle=style.dash,
+            linewidth=2,
+            marker=style.marker,
+            markersize=4.5,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            markevery=(order * every // len(arms), every),
+            zorder=5 - 0.1 * order,
+        )
+        low, high = [mean.low for mean in means], [mean.high for mean in means]
+        ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
     _reference(ax, panel)
     if diverged:
-        ax.set_xlabel(f"{ax.get_xlabel()}\n\u00d7 diverged: {', '.join(reversed(diverged))}".strip())
+        ax.set_xlabel(f"{ax.get_xlabel()}\n\u00d7 diverged: {', '.join(diverged)}".strip())
 
 
 def _interval(ax: Any, panel: Panel, scores: Scores) -> None:
-    """One row per arm: the mean and its 95 % interval above, every seed as a dot below; n and diverged seeds at the right."""
+    """One row per arm: mean and 95 % interval above, every seed as a dot below; n and diverged seeds at the right."""
     arms = _arms(panel, scores)
     if not arms:
         return _nothing(ax)
-    if panel.logx:
-        ax.set_xscale("log")
+    ax.set_xscale("log" if panel.logx else "linear")
     for row, arm in enumerate(arms):
         values, style = scores.values(panel.measure, arm, panel.setting), look(arm)
-        finite = [v for _, v in sorted(values.items()) if math.isfinite(v)]
-        dots = ax.plot(finite, [row + 0.2] * len(finite), "o", color=style.color, alpha=0.5, markersize=3.4, markeredgewidth=0, zorder=2)
-        dots[0].set_gid(f"{arm}-seeds")
-        if finite:
-            mean = middle(finite)
-            if mean.n > 1:
-                ax.plot([mean.low, mean.high], [row - 0.1] * 2, color=style.color, linewidth=2.2, zorder=3)
-            ax.plot(mean.estimate, row - 0.1, style.marker, color=style.color, markersize=6.5, markeredgecolor="white", zorder=4)
-        note = f"n={len(finite)}" + (f", {len(values) - len(finite)} diverged" if len(values) > len(finite) else "")
-        ax.annotate(note, (1, row), (3, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points", va="center", fontsize=7.5, color=MUTED)
+        finite = [value for value in values.values() if math.isfinite(value)]
+        dots = dict(color=style.color, alpha=0.5, markersize=3.4, markeredgewidth=0)
+        ax.plot(finite, [row + 0.2] * len(finite), "o", **dots, gid=f"seeds-{arm}-{len(ax.lines)}")
+        mean = middle(finite)
+        if mean is not None:
+            ax.plot([mean.low, mean.high], [row - 0.1] * 2, color=style.color, linewidth=2.2)
+            ax.plot(mean.estimate, row - 0.1, style.marker, color=style.color, markersize=6.5, markeredgecolor="white")
+        lost = f", {len(values) - len(finite)} diverged" if len(values) > len(finite) else ""
+        _note(ax, f"n={len(finite)}{lost}", (1, row), (3, 0), ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(arms)), [look(arm).label for arm in arms], color=INK)
     ax.set_ylim(len(arms) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
@@ -299,24 +330,26 @@ def _number(text: str) -> tuple[float, str]:
         return math.inf, text
 
 
-def _cells(panel: Panel, scores: Scores) -> tuple[list[str], dict[tuple[str, ...], tuple[Interval | None, int]], list[list[str]]]:
-    """Keys of the settings, (paired difference, number of diverged pairs) of each cell, and each key's values in order."""
+def _cells(panel: Panel, scores: Scores) -> tuple[list[str], dict[tuple[str, ...], Cell], list[list[str]]]:
+    """Keys of the settings, cells by the keys' values, and each key's values in order."""
     a, b = panel.contrast  # type: ignore[misc]
-    cells: dict[tuple[str, ...], tuple[Any, int]] = {}
+    cells: dict[tuple[str, ...], Cell] = {}
     keys: list[str] = []
     for setting in scores.settings():
         parsed = parse_setting(setting)
         if not parsed or not (scores.has(panel.measure, a, setting) and scores.has(panel.measure, b, setting)):
             continue
-        ours, theirs = scores.values(panel.measure, a, setting), scores.values(panel.measure, b, setting)
-        if keys and list(parsed) != keys:
-            raise ValueError(f"Map {panel.title!r}: settings of one map have the same keys in the same order; {setting!r} has not {keys}.")
+        if keys not in ([], list(parsed)) or len(parsed) > 3:
+            raise ValueError(
+                f"Map {panel.title!r}: wanted settings of the same keys in one order, three at most; found {setting!r}"
+                + (f" beside the keys {', '.join(keys)}." if keys else ".")
+            )
         keys = list(parsed)
+        ours, theirs = scores.values(panel.measure, a, setting), scores.values(panel.measure, b, setting)
         pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-        cells[tuple(parsed.values())] = (middle(pairs), sum(not math.isfinite(d) for d in pairs))
-    if len(keys) > 3:
-        raise ValueError(f"Map {panel.title!r} has {len(keys)} keys ({', '.join(keys)}); a map shows three at most.")
-    return keys, cells, [sorted({cell[i] for cell in cells}, key=_number) if i < len(keys) else [""] for i in range(3)]
+        cells[tuple(parsed.values())] = middle(pairs), sum(not math.isfinite(pair) for pair in pairs)
+    places = [sorted({cell[i] for cell in cells}, key=_number) if i < len(keys) else [""] for i in range(3)]
+    return keys, cells, places
 
 
 def _map(band: Any, panel: Panel, scores: Scores) -> None:
@@ -324,37 +357,33 @@ def _map(band: Any, panel: Panel, scores: Scores) -> None:
     import matplotlib
 
     a, b = panel.contrast  # type: ignore[misc]
-    keys, cells, axis = _cells(panel, scores)
+    keys, cells, (columns, rows, grids) = _cells(panel, scores)
     band.suptitle(panel.title, x=0.008, ha="left", fontsize=9.5, fontweight="bold")
     if not cells:
         return _nothing(band.subplots())
-    top = max([abs(m.estimate) for m, _ in cells.values() if m is not None], default=0.0) or 1.0
-    norm, colors = matplotlib.colors.Normalize(-top, top), matplotlib.colormaps["RdBu"]
-    axes = band.subplots(1, len(axis[2]), squeeze=False)[0]
-    for ax, third in zip(axes, axis[2], strict=True):
-        if third:
-            ax.set_title(f"{keys[2]} = {third}", fontsize=8.5, fontweight="normal")
-        for column, first in enumerate(axis[0]):
-            for row, second in enumerate(axis[1]):
-                mean, lost = cells.get((first, second, third)[: len(keys)], (None, 0))
-                face = colors(norm(mean.estimate)) if mean is not None else matplotlib.colors.to_rgba("#f2f4f7")
-                ax.add_patch(matplotlib.patches.Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, facecolor=face, edgecolor="none"))
-                sure = mean is not None and (mean.low > 0 or mean.high < 0)
-                text = f"{mean.estimate:+.2f}".replace("-", "\u2212") + (" \u2022" if sure else "") if mean is not None else "\u2013"
-                dark = 0.3 * face[0] + 0.59 * face[1] + 0.11 * face[2] < 0.5
-                ax.text(
-                    column, row, text + (f"\n{lost} diverged" if lost else ""), ha="center", va="center",
-                    color="white" if dark else INK, fontsize=8.5 if not lost else 7, fontweight="bold" if sure else "normal",
-                )  # fmt: skip
-        ax.set_xlim(-0.5, len(axis[0]) - 0.5)
-        ax.set_ylim(-0.5, len(axis[1]) - 0.5)
-        ax.set_xticks(range(len(axis[0])), axis[0])
-        ax.set_yticks(range(len(axis[1])), axis[1])
+    top = max((abs(mean.estimate) for mean, _ in cells.values() if mean is not None), default=0.0) or 1.0
+    shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-top, top), "RdBu")
+    axes = band.subplots(1, len(grids), squeeze=False)[0]
+    for ax, grid in zip(axes, grids, strict=True):
+        for (x, column), (y, row) in product(enumerate(columns), enumerate(rows)):
+            mean, lost = cells.get((column, row, grid)[: len(keys)], (None, 0))
+            face = shades.to_rgba(mean.estimate) if mean is not None else matplotlib.colors.to_rgba("#f2f4f7")
+            ax.add_patch(matplotlib.patches.Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor=face))
+            sure = mean is not None and (mean.low > 0 or mean.high < 0)
+            text = f"{mean.estimate:+.2f}".replace("-", "\u2212") if mean is not None else "\u2013"
+            text += (" \u2022" if sure else "") + (f"\n{lost} diverged" if lost else "")
+            is_dark = 0.3 * face[0] + 0.59 * face[1] + 0.11 * face[2] < 0.5
+            how = dict(color="white" if is_dark else INK, fontweight="bold" if sure else "normal")
+            ax.text(x, y, text, ha="center", va="center", fontsize=7 if lost else 8.5, **how)
+        ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(rows)), rows)
         ax.set_xlabel(panel.xlabel or keys[0])
-        ax.set_ylabel((panel.ylabel or (keys[1] if len(keys) > 1 else "")) if ax is axes[0] else "")
+        ax.set_title(f"{keys[2]} = {grid}" if grid else "", fontsize=8.5, fontweight="normal")
         ax.grid(False)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    bar = band.colorbar(matplotlib.cm.ScalarMappable(norm, colors), ax=list(axes), fraction=0.03, pad=0.02)
+    axes[0].set_ylabel(panel.ylabel or "".join(keys[1:2]))
+    bar = band.colorbar(shades, ax=list(axes), fraction=0.03, pad=0.02)
     bar.outline.set_visible(False)
     bar.set_label(f"{look(a).label} \u2212 {look(b).label}")

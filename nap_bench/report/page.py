@@ -1,4 +1,4 @@
-"""One self-contained page per scale: verdicts first, then what they rest on. Same inputs, same bytes: no clock, no host."""
+"""One self-contained page per scale: verdicts first, then what they rest on. Same inputs, same bytes: no clock here."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from nap_bench.store import write_whole
 if TYPE_CHECKING:
     from nap_bench.report.scores import Scores
 
-VERDICTS = {judged.SUPPORTED: "\u2713", judged.CONTRADICTED: "\u2715", judged.INCONCLUSIVE: "?", judged.NOT_RUN: "\u2013"}
+VERDICTS = {
+    judged.SUPPORTED: "\u2713",
+    judged.CONTRADICTED: "\u2715",
+    judged.INCONCLUSIVE: "?",
+    judged.NOT_RUN: "\u2013",
+}
 """Verdict and the sign that stands beside its colour."""
 CAPTIONS = {
-    "curve": "Curves: the thick line is the mean over seeds, the band its 95 % t interval, each thin line a seed; a cross marks "
-    "where a seed diverged and left the mean.",
+    "curve": "Curves: the thick line is the mean over seeds, the band its 95 % t interval, each thin line a seed; a "
+    "cross marks where a seed diverged and left the mean.",
     "interval": "Rows: the large mark is the mean, the bar its 95 % t interval, each dot a seed.",
-    "map": "Maps: mean paired difference over the seeds that diverged on neither side; bold with a dot where its 95 % interval "
-    "excludes zero.",
+    "map": "Maps: mean paired difference over the seeds that diverged on neither side; bold with a dot where its 95 % "
+    "interval excludes zero.",
 }
 """How to read each kind of panel."""
 
@@ -38,36 +43,60 @@ def compile(
 ) -> str:
     """The page as HTML text. Every argument but the first two may be empty: what is missing is named, never left out.
 
-    exhibits: name -> module with TITLE, PAPER, DEVIATIONS, CLAIMS, PANELS.  claims: name -> claims JSON.  figures: name -> SVG text.
-    results: run JSONs.  planned: name -> (arm, setting, run_id) of this scale.  failures: dicts of run_id, reason, log.
+    exhibits: name -> module with TITLE, PAPER, DEVIATIONS, CLAIMS, PANELS.  claims: name -> claims JSON.
+    figures: name -> SVG text.  results: run JSONs.  planned: name -> (arm, setting, run_id) of this scale.
+    failures: dicts of run_id, reason, log.
     """
     import jinja2
 
-    done = {result["run_id"]: result for result in sorted(results, key=lambda r: r["run_id"])}
+    used = {name: {run_id for *_, run_id in planned.get(name, ())} for name in exhibits}
+    run_ids = list(dict.fromkeys(run_id for name in exhibits for *_, run_id in planned.get(name, ())))
+    shared = {run_id for run_id in run_ids if sum(run_id in ids for ids in used.values()) > 1}
+    found = {result["run_id"]: result for result in results}
+    done = {run_id: found[run_id] for run_id in run_ids if run_id in found}
     failed = {failure["run_id"]: failure for failure in failures if failure["run_id"] not in done}
-    all_ids = list(dict.fromkeys(run_id for places in planned.values() for _, _, run_id in places))
-    shared = {run_id for run_id in all_ids if sum(any(p[2] == run_id for p in places) for places in planned.values()) > 1}
-    done = {run_id: done[run_id] for run_id in all_ids if run_id in done}
-    sections = [_section(n, e, claims, scores, figures, done, planned.get(n, ()), failed, shared) for n, e in exhibits.items()]
+    sections = [
+        _section(
+            name,
+            exhibit,
+            claims=claims.get(name),
+            scores=scores.get(name),
+            figure=figures.get(name),
+            places=planned.get(name, ()),
+            done=done,
+            failed=failed,
+            shared=shared,
+        )
+        for name, exhibit in exhibits.items()
+    ]
     verdicts = [row for section in sections for row in section["claims"]]
     absent = [
         {
             "run_id": run_id,
             "state": "failed" if run_id in failed else "missing",
-            "exhibits": [name for name, places in planned.items() if any(p[2] == run_id for p in places)],
+            "exhibits": [name for name, ids in used.items() if run_id in ids],
             "reason": failed[run_id]["reason"] if run_id in failed else "not run yet",
             "log": failed[run_id].get("log", "") if run_id in failed else "",
         }
-        for run_id in sorted(all_ids, key=lambda r: (r not in failed, r))
+        for run_id in sorted(run_ids, key=lambda run_id: (run_id not in failed, run_id))
         if run_id not in done
     ]
     lost = [
-        {"run_id": run_id, "places": sorted({f"{n}: {_place(p)}" for n, ps in planned.items() for p in ps if p[2] == run_id}), **seed}
+        {
+            "run_id": run_id,
+            "places": [f"{n}: {_place(p)}" for n in exhibits for p in planned.get(n, ()) if p[2] == run_id],
+            **seed,
+        }
         for run_id, result in done.items()
         for seed in tables.diverged(result)
     ]
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page.filters["marked"] = marked
     return page.get_template("page.html").render(
         scale=scale,
@@ -75,7 +104,7 @@ def compile(
         signs=VERDICTS,
         tally={verdict: sum(row["verdict"] == verdict for row in verdicts) for verdict in VERDICTS},
         counts={
-            "planned": len(all_ids),
+            "planned": len(run_ids),
             "done": len(done),
             "missing": sum(row["state"] == "missing" for row in absent),
             "failed": sum(row["state"] == "failed" for row in absent),
@@ -85,7 +114,7 @@ def compile(
         sections=sections,
         absent=absent,
         lost=lost,
-        total=tables.duration(tables.wall_seconds(all_ids, done)),
+        total=tables.duration(tables.wall_seconds(run_ids, done)),
         shared=len(shared),
         environments=tables.environments(done.values()),
         plural=tables.plural,
@@ -96,33 +125,46 @@ def _place(place: tables.Place) -> str:
     return tables.look(place[0]).label + (f", {place[1]}" if place[1] else "")
 
 
-def _section(name, exhibit, claims, scores, figures, done, places, failed, shared) -> dict[str, Any]:
+def _section(
+    name: str,
+    exhibit: Any,
+    *,
+    claims: Mapping[str, Any] | None,
+    scores: Scores | None,
+    figure: str | None,
+    places: Sequence[tables.Place],
+    done: Mapping[str, Mapping[str, Any]],
+    failed: Mapping[str, Any],
+    shared: set[str],
+) -> dict[str, Any]:
     """All that the page says about one exhibit."""
-    featured = [m.measure for claim in exhibit.CLAIMS for m in claim.measurements] + [panel.measure for panel in exhibit.PANELS]
+    featured = [measurement.measure for claim in exhibit.CLAIMS for measurement in claim.measurements]
+    featured += [panel.measure for panel in exhibit.PANELS]
+    run_ids = {run_id for *_, run_id in places}
     return {
         "name": name,
         "title": exhibit.TITLE,
         "paper": exhibit.PAPER,
         "deviations": exhibit.DEVIATIONS,
-        "has_claims_file": name in claims,
-        "claims": [_claim(name, claim) for claim in _claims(exhibit, claims.get(name))],
-        "figure": inline_svg(figures[name], name, f"Figure of {exhibit.TITLE}") if name in figures else None,
-        "captions": [text for kind, text in CAPTIONS.items() if any(panel.kind == kind for panel in exhibit.PANELS)],
-        "numbers": tables.numbers(scores[name], featured) if name in scores else None,
+        "has_claims_file": claims is not None,
+        "claims": [_claim(claim) for claim in _claims(exhibit, claims)],
+        "figure": None if figure is None else inline_svg(figure, name, f"Figure of {exhibit.TITLE}"),
+        "captions": [CAPTIONS[kind] for kind in CAPTIONS if any(panel.kind == kind for panel in exhibit.PANELS)],
+        "numbers": [] if scores is None else tables.numbers(scores, featured),
         "runs": [
             {
-                "run_id": run_id,
-                "place": _place((arm, setting, run_id)),
-                "state": "done" if run_id in done else "failed" if run_id in failed else "missing",
-                "diverged": [seed["seed"] for seed in tables.diverged(done[run_id])] if run_id in done else [],
+                "run_id": place[2],
+                "place": _place(place),
+                "state": "done" if place[2] in done else "failed" if place[2] in failed else "missing",
+                "diverged": [seed["seed"] for seed in tables.diverged(done[place[2]])] if place[2] in done else [],
             }
-            for arm, setting, run_id in places
+            for place in places
         ],
+        "num_runs": len(run_ids),
+        "done": len(run_ids & done.keys()),
+        "shared": len(run_ids & shared),
         "cost": tables.cost(places, done),
-        "num_runs": len({place[2] for place in places}),
-        "done": len({place[2] for place in places} & done.keys()),
-        "wall": tables.duration(tables.wall_seconds((p[2] for p in places), done)),
-        "shared": len({p[2] for p in places} & shared),
+        "wall": tables.duration(tables.wall_seconds(run_ids, done)),
     }
 
 
@@ -134,17 +176,20 @@ def _claims(exhibit: Any, file: Mapping[str, Any] | None) -> list[Mapping[str, A
     return list((asked | {claim["id"]: claim for claim in (file["claims"] if file else [])}).values())
 
 
-def _claim(exhibit: str, claim: Mapping[str, Any]) -> dict[str, Any]:
+def _claim(claim: Mapping[str, Any]) -> dict[str, Any]:
     """A claim with its criterion in words and each measurement as text and picture."""
+    measurements = []
     drawn = tables.pictures(claim["measurements"], judged.zone(claim["kind"], claim["margin"]))
-    effects = [tables.estimate_and_span(m["estimate"], m["low"], m["high"], signed=True) for m in claim["measurements"]]
+    for m, picture in zip(claim["measurements"], drawn, strict=True):
+        effect, interval = tables.estimate_and_span(m["estimate"], m["low"], m["high"], signed=True)
+        measurements.append({**m, "picture": picture, "effect": effect, "interval": interval})
+    verdicts, ns = [m["verdict"] for m in measurements], sorted({m["n"] for m in measurements})
     return {
         **claim,
-        "exhibit": exhibit,
         "criterion": criterion(claim["kind"], claim["margin"]),
-        "measurements": [m | {"picture": p, "effect": e, "interval": i} for m, p, (e, i) in zip(claim["measurements"], drawn, effects, strict=True)],
-        "n": " to ".join(str(n) for n in sorted({min(ns), max(ns)})) if (ns := [m["n"] for m in claim["measurements"]]) else "0",
-        "split": {v: n for v in VERDICTS if (n := sum(m["verdict"] == v for m in claim["measurements"]))},
+        "measurements": measurements,
+        "split": {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts},
+        "n": " to ".join(str(n) for n in dict.fromkeys((*ns[:1], *ns[-1:]))),
     }
 
 
@@ -165,7 +210,7 @@ def marked(text: str) -> Any:
 
 
 def inline_svg(svg: str, prefix: str, title: str) -> Any:
-    """An SVG file as a part of a page: no prolog, no fixed size, a name for screen readers, and ids that no other figure has."""
+    """An SVG file as part of a page: no prolog, no fixed size, a name for screen readers, ids no other figure has."""
     import markupsafe
 
     body = svg[svg.index("<svg") :]

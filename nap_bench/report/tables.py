@@ -1,4 +1,4 @@
-"""The report's rows: scores, claims, runs, costs and environments turned into text. Standard library only; no HTML here."""
+"""The report's rows: scores, claims, runs, costs and environments turned into text. No HTML here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Place = tuple[str, str, str]
 """Where an exhibit uses a run: arm, setting, run_id."""
 MINUS, DASH = "\u2212", "\u2013"
+MIXED = {"commit": "commits", "device": "kinds of device", "device_name": "devices", "torch": "versions of torch"}
+"""Differences between environments that the page says in words."""
 MAX_OPEN_ROWS = 12
 """A longer table is folded away."""
 
@@ -33,10 +35,15 @@ def _amount(value: float | None, form: str) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     text = format(int(value) if form.endswith("d") else value, form)
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", MINUS).replace("e+0", "e").replace(f"e{MINUS}0", f"e{MINUS}")
+    if float(text) == 0:
+        return text.lstrip("+-")
+    mantissa, e, exponent = text.partition("e")
+    return f"{mantissa}{e}{int(exponent) if e else ''}".replace("-", MINUS)
 
 
-def estimate_and_span(estimate: float | None, low: float | None, high: float | None, *, signed: bool = False) -> tuple[str, str]:
+def estimate_and_span(
+    estimate: float | None, low: float | None, high: float | None, *, signed: bool = False
+) -> tuple[str, str]:
     """An estimate and its interval as text; a dash where one seed allows no interval."""
     texts = amounts((estimate, low, high), signed=signed)
     return texts[0], DASH if DASH in texts[1:] else f"[{texts[1]}, {texts[2]}]"
@@ -44,7 +51,9 @@ def estimate_and_span(estimate: float | None, low: float | None, high: float | N
 
 def duration(seconds: float) -> str:
     """12 s, 3.4 min or 5.1 h."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def plural(n: int, noun: str) -> str:
@@ -105,7 +114,7 @@ def diverged(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def cost(places: Iterable[Place], results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per arm: what its finished runs took. A block's seeds train together, so seconds and memory are a block's."""
+    """One row per arm: what its finished runs took. A block's seeds train together: speed and memory are a block's."""
     arms: dict[str, list[Mapping[str, Any]]] = {}
     for arm, _, run_id in dict.fromkeys(places):
         if run_id in results:
@@ -135,50 +144,60 @@ def hardware(environment: Mapping[str, Any]) -> str:
 
 def wall_seconds(run_ids: Iterable[str], results: Mapping[str, Mapping[str, Any]]) -> float:
     """Total of finished runs, each counted once."""
-    return sum(results[run_id]["cost"]["wall_seconds"] for run_id in dict.fromkeys(run_ids) if run_id in results)
+    return sum(results[run_id]["cost"]["wall_seconds"] for run_id in sorted(set(run_ids)) if run_id in results)
 
 
 def environments(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Distinct environments as columns, most runs first, with what differs among them said in words."""
-    envs = [{k: DASH if v is None else str(v) for k, v in r["environment"].items() if k != "resolved_model"} for r in results]
+    envs = [
+        {
+            key: DASH if value is None else str(value)
+            for key, value in r["environment"].items()
+            if key != "resolved_model"
+        }
+        for r in results
+    ]
     counts = Counter(tuple(sorted(env.items())) for env in envs)
     columns = sorted(counts, key=lambda env: (-counts[env], env))
-    keys = list(dict.fromkeys(key for env in envs for key in env))
     rows = []
-    for key in keys:
+    for key in dict.fromkeys(key for env in envs for key in env):
         cells = [dict(env).get(key, DASH) for env in columns]
         rows.append({"key": key.replace("_", " "), "cells": cells, "differs": len(set(cells)) > 1})
     notes = []
-    for key, noun in (("commit", "commit"), ("device_name", "device"), ("device", "kind of device"), ("torch", "version of torch")):
+    for key, nouns in MIXED.items():
         kinds = Counter(env.get(key, DASH) for env in envs)
         if len(kinds) > 1:
             listed = ", ".join(f"{name} ({plural(n, 'run')})" for name, n in sorted(kinds.items()))
-            notes.append(f"Mixed: the runs come from {len(kinds)} {noun if noun.endswith('torch') else noun + 's'}: {listed}.")
+            notes.append(f"Mixed: the runs come from {len(kinds)} {nouns}: {listed}.")
+    nowhere = sum(env.get("commit", DASH) == DASH for env in envs)
+    if nowhere:
+        notes.append(f"{plural(nowhere, 'run')} name no commit: made outside a git checkout.")
     dirty = sum(env.get("dirty") == "True" for env in envs)
     if dirty:
         notes.append(f"{plural(dirty, 'run')} used a working copy with changes that are in no commit.")
     return {"counts": [plural(counts[env], "run") for env in columns], "rows": rows, "notes": notes}
 
 
-def pictures(measurements: Sequence[Mapping[str, Any]], zone: tuple[float, float], width: float = 180.0) -> list[dict[str, float] | None]:
+def pictures(
+    measurements: Sequence[Mapping[str, Any]], zone: tuple[float, float], width: float = 180.0
+) -> list[dict[str, float] | None]:
     """Where each interval, zero and the zone in which the claim holds lie on one line of `width`, the same for all.
 
     zone: from, to; an infinite end runs to the edge. A measurement without an estimate has no picture.
     """
-    spans = [[m["estimate"] if m[end] is None else m[end] for end in ("low", "high")] for m in measurements if m["estimate"] is not None]
-    marks = [0.0, *(value for pair in spans for value in pair), *(end for end in zone if math.isfinite(end))]
-    least, most = min(marks), max(marks)
-    pad = 0.12 * (most - least or 1.0)
-    least, scale = least - pad, width / (most - least + 2 * pad)
+    spans = [
+        {end: m["estimate"] if m[end] is None else m[end] for end in ("low", "estimate", "high")} for m in measurements
+    ]
+    marks = [value for span in spans for value in span.values() if value is not None]
+    marks += [0.0, *(end for end in zone if math.isfinite(end))]
+    pad = 0.12 * (max(marks) - min(marks) or 1.0)
+    least, most = min(marks) - pad, max(marks) + pad
 
     def place(value: float) -> float:
-        return round(min(max((value - least) * scale, 0.0), width), 1)
+        return round(min(max((value - least) / (most - least), 0.0), 1.0) * width, 1)
 
     fixed = {"zero": place(0.0), "from": place(zone[0]), "wide": round(place(zone[1]) - place(zone[0]), 1)}
-    pairs = iter(spans)
     return [
-        None
-        if m["estimate"] is None
-        else fixed | {"estimate": place(m["estimate"]), **dict(zip(("low", "high"), map(place, next(pairs)), strict=True))}
-        for m in measurements
+        None if span["estimate"] is None else fixed | {end: place(value) for end, value in span.items()}
+        for span in spans
     ]
