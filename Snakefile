@@ -32,4 +32,4 @@ onstart:
 
 
 onerror:
-    shell("nap-bench report --remake {AT:q} {STORE:q} --reports {config[reports_dir]:q} {ONLY:q} >&2")
+    shell("nap-bench report --partial {AT:q} {STORE:q} --reports {config[reports_dir]:q} {ONLY:q} >&2")

@@ -56,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     command("claims", _claims, "scores -> results/SCALE/claims/EXHIBIT.json", *everywhere, "--exhibit")
     command("figure", _figure, "scores -> results/SCALE/figures/EXHIBIT.svg and .png", *everywhere, "--exhibit")
     made = command("report", _report, "everything -> reports/SCALE/index.html", *everywhere, "--store", "--reports")
-    made.add_argument("--remake", action="store_true", help="make scores, claims and figures first, from whatever results exist")
+    made.add_argument(
+        "--partial",
+        action="store_true",
+        help="from whatever results exist, to reports/SCALE/partial.html; scores, claims and figures are not kept",
+    )
     made.add_argument("--experiments", nargs="*", default=[], help="only these exhibits")
     made = command("publish", _publish, "runs, claims and figures -> MLflow; publishing twice adds nothing", *everywhere, "--reports", "--tracking-uri")
     made.add_argument("--experiments", nargs="*", default=[], help="only these exhibits")
@@ -89,6 +93,11 @@ def _found(results: Path, run_ids: Sequence[str]) -> dict[str, dict]:
     check_protocol(results)
     paths = {run_id: result_path(results, run_id) for run_id in dict.fromkeys(run_ids)}
     return {run_id: read_result(path) for run_id, path in paths.items() if path.exists()}
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    """Where scores, claims and figures are."""
+    return getattr(arguments, "folder", arguments.results / arguments.scale)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -146,14 +155,14 @@ def _score(arguments: argparse.Namespace) -> int:
     results = _found(arguments.results, [run_id for *_, run_id in places])
     labelled = [Labelled(arm, setting, results[run_id]) for arm, setting, run_id in places if run_id in results]
     rows = _experiment(arguments.exhibit).score(labelled)
-    scores.write(arguments.results / arguments.scale / "scores" / f"{arguments.exhibit}.csv", rows)
+    scores.write(_folder(arguments) / "scores" / f"{arguments.exhibit}.csv", rows)
     return 0
 
 
 def _claims(arguments: argparse.Namespace) -> int:
     from nap_bench.report import claims, scores
 
-    folder = arguments.results / arguments.scale
+    folder = _folder(arguments)
     seeds: dict[tuple[str, str], list[int]] = {}
     for line in plan.load(arguments.plan):
         for arm, setting in line["uses"].get(arguments.scale, {}).get(arguments.exhibit, []):
@@ -172,7 +181,7 @@ def _claims(arguments: argparse.Namespace) -> int:
 def _figure(arguments: argparse.Namespace) -> int:
     from nap_bench.report import figures, scores
 
-    folder = arguments.results / arguments.scale
+    folder = _folder(arguments)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     figures.draw(
         arguments.exhibit,
@@ -185,17 +194,36 @@ def _figure(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from nap_bench.report import page
+
+    folder = arguments.reports / arguments.scale
+    if not arguments.partial:
+        html = _page(arguments)
+        (folder / "partial.html").unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            arguments.folder = Path(scratch)
+            for name in plan.exhibits(plan.load(arguments.plan), arguments.scale, arguments.experiments):
+                arguments.exhibit = name
+                for make in (_score, _claims, _figure):
+                    make(arguments)
+            html = _page(arguments)
+    path = folder / ("partial.html" if arguments.partial else "index.html")
+    page.write_page(path, html)
+    print(f"Report: {path.resolve()}")
+    return 0
+
+
+def _page(arguments: argparse.Namespace) -> str:
+    """The page's text, from scores, claims and figures as they are."""
     from nap_bench.jobs import failures
     from nap_bench.report import claims, page, scores
 
-    lines, folder = plan.load(arguments.plan), arguments.results / arguments.scale
+    lines, folder = plan.load(arguments.plan), _folder(arguments)
     exhibits = plan.exhibits(lines, arguments.scale, arguments.experiments)
     modules = {name: _experiment(name) for name in exhibits}
-    if arguments.remake:
-        for name in exhibits:
-            step = argparse.Namespace(**{**vars(arguments), "exhibit": name})
-            for make in (_score, _claims, _figure):
-                make(step)
     run_ids = [run_id for ids in exhibits.values() for run_id in ids]
     results = _found(arguments.results, run_ids)
 
@@ -203,7 +231,7 @@ def _report(arguments: argparse.Namespace) -> int:
         paths = {name: folder / kind / f"{name}.{suffix}" for name in exhibits}
         return {name: read(path) for name, path in paths.items() if path.exists()}
 
-    html = page.compile(
+    return page.compile(
         arguments.scale,
         modules,
         existing("claims", "json", claims.read),
@@ -213,10 +241,6 @@ def _report(arguments: argparse.Namespace) -> int:
         {name: _places(lines, arguments.scale, name) for name in exhibits},
         failures([line for line in lines if line["run_id"] in set(run_ids) - set(results)], arguments.store),
     )
-    path = arguments.reports / arguments.scale / "index.html"
-    page.write_page(path, html)
-    print(f"Report: {path.resolve()}")
-    return 0
 
 
 def _publish(arguments: argparse.Namespace) -> int:

@@ -163,6 +163,7 @@ def draw(exhibit: str, panels: tuple[Panel, ...], scores: Scores, path_svg: Path
             for i, (ax, panel) in enumerate(zip(axes, row, strict=False)):
                 beside = i > 0 and panel.kind == row[i - 1].kind == "curve" and panel.measure == row[i - 1].measure
                 under = i < len(below) and (below[i].kind, below[i].xlabel) == (panel.kind, panel.xlabel)
+                ax.set_gid(f"panel-{panels.index(panel)}")
                 ax.set_title(panel.title)
                 ax.set_xlabel("" if under else panel.xlabel)
                 ax.set_ylabel("" if beside else panel.ylabel)
@@ -260,7 +261,7 @@ def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
             diverged.append(f"{style.label} {dead_S.sum()} of {len(seeds_S)}")
         for seed, values_T, dead in zip(seeds_S, values_TS.T, dead_S, strict=True):
             if len(seeds_S) <= MAX_SEEDS_DRAWN:
-                gid = f"seed-{seed}-{arm}-{len(ax.lines)}"
+                gid = f"{ax.get_gid()}.{arm}.seed-{seed}"
                 ax.plot(x_T, values_T, color=style.color, alpha=0.28, linewidth=0.6, zorder=2, gid=gid)
             alive_T = np.flatnonzero(np.isfinite(values_T))
             if dead and len(alive_T):
@@ -299,7 +300,7 @@ def _interval(ax: Any, panel: Panel, scores: Scores) -> None:
         values, style = scores.values(panel.measure, arm, panel.setting), look(arm)
         finite = [value for value in values.values() if math.isfinite(value)]
         dots = dict(color=style.color, alpha=0.5, markersize=3.4, markeredgewidth=0)
-        ax.plot(finite, [row + 0.2] * len(finite), "o", **dots, gid=f"seeds-{arm}-{len(ax.lines)}")
+        ax.plot(finite, [row + 0.2] * len(finite), "o", **dots, gid=f"{ax.get_gid()}.{arm}.seeds")
         mean = middle(finite)
         if mean is not None:
             ax.plot([mean.low, mean.high], [row - 0.1] * 2, color=style.color, linewidth=2.2)
