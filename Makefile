@@ -21,7 +21,8 @@ env:  ## install the pinned environment into .venv; instant when it is there
 # Runs Snakemake, and says where the report $(2) is, also when runs failed: the report names them.
 define snakemake
 	@code=0; $(RUN) snakemake $(1) --cores all --config scale=laptop || code=$$?; \
-	if [ -e $(2) ]; then echo "Report:    $(CURDIR)/$(2)"; else echo "Report:    none was made; the reason is above"; fi; \
+	found=$(2); [ $$code = 0 ] || found=reports/laptop/partial.html; \
+	if [ -e $$found ]; then echo "Report:    $(CURDIR)/$$found"; else echo "Report:    none was made; the reason is above"; fi; \
 	echo "Dashboard: make dashboard"; exit $$code
 endef
 

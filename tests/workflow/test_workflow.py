@@ -71,12 +71,14 @@ def test_a_failed_run_is_named_in_the_report_and_in_the_exit_code(tmp_path):
     done = small.snakemake(tmp_path)
     assert done.returncode != 0
     assert f"{broken['run_id']} FAILED: ValueError: Checkpoint" in done.stdout
-    html = (tmp_path / "reports" / "laptop" / "index.html").read_text()
+    partial = tmp_path / "reports" / "laptop" / "partial.html"
+    html = partial.read_text()
     assert broken["run_id"] in html and "is damaged" in html
     assert all((tmp_path / "results" / "runs" / f"{line['run_id']}.json").exists() for line in planned if line != broken)
     (tmp_path / "store" / broken["run_id"] / "checkpoint").unlink()
     mended = small.snakemake(tmp_path)
     assert mended.returncode == 0, mended.stdout
+    assert not partial.exists()
     assert "is damaged" not in (tmp_path / "reports" / "laptop" / "index.html").read_text()
 
 
