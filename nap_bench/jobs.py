@@ -5,6 +5,7 @@ torch is imported only when something has to be trained, so that remaking result
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -21,6 +22,8 @@ from nap_bench import plan
 from nap_bench.spec import Run
 from nap_bench.store import STALE_SECONDS, Lease, RunFolder, as_json, leased, make_result, read_result, result_path, write_whole
 
+LOOPS = {"supervised": ("nap_bench.train", "train"), "simulation": ("nap_bench.simulate", "simulate")}
+"""A benchmark's `loop` -> module and function that does its runs; imported when one has to be done."""
 LINE_SECONDS = 8.0
 """At most one progress line of a run, and one of the suite, in this time."""
 
@@ -52,13 +55,15 @@ class Job:
 
     def train(self, lease: Lease, *, data_dir: str | None, device: str, control: Any, suite: Suite) -> None:
         """Train to the end, then make the result. Under the lease."""
-        from nap_bench.train import train
+        from nap_bench.benchmarks import BENCHMARKS
 
         run = self.run()
+        module, function = LOOPS[BENCHMARKS[run.benchmark.name].loop]
+        loop = getattr(importlib.import_module(module), function)
         folder = RunFolder(self.store, run)
         meter = Meter(self, lease, suite)
         control.report = meter.report
-        ended = train(run, folder, data_dir=data_dir, device=device, control=control)
+        ended = loop(run, folder, data_dir=data_dir, device=device, control=control)
         write_whole(folder.environment, as_json({**environment(device), "resolved_model": ended["model"]}))
         write_whole(folder.done, as_json({"status": ended["status"], "cost": ended["cost"]}))
         make_result(folder, self.results)

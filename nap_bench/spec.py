@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+PRECISIONS = ("fp32", "fp64")
 PROTOCOL = 1
 """Version of the shared numerical code (loop, update, rng, blocks). Bumped when its numbers change."""
 
@@ -33,6 +34,13 @@ def nearest(wanted: str, known: Iterable[str], what: str) -> str:
 
 def _freeze(value: Any) -> Any:
     return tuple(_freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def later(default: Any) -> Any:
+    """A dataclass field that a component gained after results of it existed: at its default it is left out of a run's identity,
+    so those results keep their names. The default must do exactly what the component did before.
+    """
+    return field(default=default, metadata={"later": True})
 
 
 class Component:
@@ -55,8 +63,12 @@ class Part:
 
     @classmethod
     def of(cls, component: Any) -> Part:
-        """The Part that describes a component; every field counts, defaults included."""
-        params = {f.name: _freeze(getattr(component, f.name)) for f in dataclasses.fields(component)}
+        """The Part that describes a component; every field counts, defaults included, except `later` ones at their default."""
+        params = {
+            f.name: _freeze(getattr(component, f.name))
+            for f in dataclasses.fields(component)
+            if not (f.metadata.get("later") and getattr(component, f.name) == f.default)
+        }
         return cls(component.name, component.version, tuple(sorted(params.items())))
 
     @classmethod
@@ -133,8 +145,8 @@ class Run:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"A run needs distinct, non-negative seeds; found {self.seeds}.")
-        if self.precision != "fp32":
-            raise ValueError(nearest(self.precision, ["fp32"], "precision"))
+        if self.precision not in PRECISIONS:
+            raise ValueError(nearest(self.precision, PRECISIONS, "precision"))
         object.__setattr__(self, "methods", tuple(sorted(self.methods, key=lambda part: part.name)))
 
     def as_dict(self) -> dict[str, Any]:

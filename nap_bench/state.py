@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from nap_bench.models import FAMILIES
-from nap_bench.models.mlp import Group
+from nap_bench.models.blocks import Group
 from nap_bench.models.roles import Role, roles
 from nap_bench.optimizers import OPTIMIZERS
 from nap_bench.rng import generator
 from nap_bench.spec import ModelSpec, Part, nearest
 
 ALIGNMENT = 64
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+Shapes = tuple[tuple[int, ...], int]
+"""Shape of one input, number of outputs."""
 
 
 class Optimizer:
@@ -76,7 +79,9 @@ class TrainState:
     slots: what each method remembers, by its name.  seeds, step (updates done).  eval_params: what evaluation reads.
     """
 
-    def __init__(self, spec: ModelSpec, optimizer: Part, seeds: tuple[int, ...], shapes: tuple[int, int], device: str):
+    def __init__(
+        self, spec: ModelSpec, optimizer: Part, seeds: tuple[int, ...], shapes: Shapes, device: str, dtype: torch.dtype
+    ):
         if spec.family not in FAMILIES:
             raise ValueError(nearest(spec.family, FAMILIES, "model family"))
         self.spec, self.seeds, self.step = spec, seeds, 0
@@ -93,7 +98,7 @@ class TrainState:
             offset += prod(declared.shape[1:])
         self.num_parameters = offset
         padded = -(-offset // ALIGNMENT) * ALIGNMENT
-        self.flat = nn.Parameter(torch.zeros(len(seeds), padded, device=self.device))
+        self.flat = nn.Parameter(torch.zeros(len(seeds), padded, device=self.device, dtype=dtype))
         self.flat.grad = torch.zeros_like(self.flat, requires_grad=False)
         self.gradient = self.flat.grad[:, : self.num_parameters]
         self.params: dict[str, nn.Parameter] = {}
@@ -122,7 +127,8 @@ class TrainState:
 
     def matrix(self, name: str) -> Tensor:
         """A weight as [S, out, fan_in], a view."""
-        return self.params[name].detach().transpose(1, 2)
+        weight = self.params[name].detach()
+        return weight.transpose(1, 2) if weight.dim() == 3 else weight.flatten(2)
 
     def group_norm(self, group: Group, flat: Tensor | None = None) -> Tensor:
         """Frobenius norm [S] of the group's parameters, or of the same slices of another flat tensor."""
@@ -139,7 +145,7 @@ class TrainState:
         draw = self.model.get_submodule(owner).draws[leaf]
         shape = self.views[name][1][1:]
         drawn = [draw(shape, generator(seed, f"{purpose}/{name}", *counters)) for seed in self.seeds]
-        return torch.stack(drawn).to(self.device)
+        return torch.stack(drawn).to(self.device, self.flat.dtype)
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -147,7 +153,8 @@ class TrainState:
             parameter.copy_(self.fresh(name))
 
     def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
-        return self.model(inputs, acts)
+        """Outputs of the network; inputs are brought to its precision."""
+        return self.model(inputs.to(self.flat.dtype), acts)
 
     def state_dict(self) -> dict:
         return {
@@ -168,12 +175,15 @@ class TrainState:
         self.step = saved["step"]
 
 
-def build(spec: ModelSpec, optimizer: Part, seeds: tuple[int, ...], shapes: tuple[int, int], device: str) -> TrainState:
-    """A state at its initial point. spec: after the methods edited it. shapes: features of an input, number of outputs.
+def build(
+    spec: ModelSpec, optimizer: Part, seeds: tuple[int, ...], shapes: Shapes, device: str, precision: str = "fp32"
+) -> TrainState:
+    """A state at its initial point. spec: after the methods edited it. shapes: of one input, and number of outputs.
 
+    precision: "fp32", or "fp64" for exact comparisons; the initial point is the same, drawn in float32.
     On device "meta" nothing is allocated or drawn: it only shows that the run can be built.
     """
-    state = TrainState(spec, optimizer, seeds, shapes, device)
+    state = TrainState(spec, optimizer, seeds, shapes, device, DTYPES[precision])
     if state.device.type != "meta":
         state.initialise()
     return state

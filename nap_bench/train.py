@@ -94,10 +94,10 @@ def diagnose(state: TrainState, acts: dict[str, Tensor], before_SP: Tensor) -> d
     Dead lanes (diverged seeds) read NaN.
     """
     layers = list(acts.values())
-    width = sum(layer.shape[-1] for layer in layers)
+    width = sum(layer.shape[2] for layer in layers)
 
     def over_units(fraction: Callable[[Tensor], Tensor]) -> Tensor:
-        return sum(fraction(layer) * layer.shape[-1] for layer in layers) / width
+        return sum(fraction(layer) * layer.shape[2] for layer in layers) / width
 
     found = {
         "probe/dead_fraction": over_units(plasticity.dead_fraction),
@@ -134,7 +134,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     if reason := stack.why_not(run):
         raise ValueError(f"Run {run.run_id} cannot exist: {reason}")
     data = benchmark.load(data_dir, device)
-    state = build(stack.transform_model(run.model), run.optimizer, run.seeds, benchmark.shapes, device)
+    state = build(stack.transform_model(run.model), run.optimizer, run.seeds, benchmark.shapes, device, run.precision)
     for method in stack:
         state.slots[method.name] = method.setup(state)
     online, cost, offset = Online.empty(state), Cost(), 0

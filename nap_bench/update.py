@@ -16,6 +16,9 @@ from nap_bench.methods.base import Phase, Stack
 from nap_bench.state import TrainState
 
 
+SAME_WIDTH = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
 def forward(state: TrainState, stack: Stack, inputs: Tensor) -> Tensor:
     """The forward that is trained on; keeps post-activations in state.acts if a method declares that it needs them."""
     state.acts = {} if stack.needs_acts else None
@@ -42,8 +45,9 @@ def grad_step(state: TrainState, losses: Iterable[Tensor], stack: Stack) -> None
             state.gradient += torch.cat(flat, dim=1)
     state.alive &= torch.isfinite(total_S)
     state.updates += state.alive
-    bits_S1 = -state.alive.to(torch.int32).unsqueeze(1)  # all ones or all zeros: torch.where, five times faster on a CPU
-    state.gradient.view(torch.int32).bitwise_and_(bits_S1)
+    bits = SAME_WIDTH[state.gradient.dtype]
+    bits_S1 = -state.alive.to(bits).unsqueeze(1)  # all ones or all zeros: torch.where, five times faster on a CPU
+    state.gradient.view(bits).bitwise_and_(bits_S1)
     if state.optimizer.settings.clip_norm is not None:
         norm_S1 = torch.linalg.vector_norm(state.gradient, dim=1, keepdim=True)
         state.gradient.mul_((state.optimizer.settings.clip_norm / norm_S1).clamp(max=1.0))

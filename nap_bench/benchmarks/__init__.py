@@ -1,5 +1,7 @@
 """Every benchmark, one line each."""
 
 from nap_bench.benchmarks.random_labels import RandomLabels
+from nap_bench.benchmarks.random_walk import RandomWalk
+from nap_bench.benchmarks.true_labels import TrueLabels
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (RandomLabels,)}
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (RandomLabels, RandomWalk, TrueLabels)}

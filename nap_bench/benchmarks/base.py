@@ -32,8 +32,8 @@ class SupervisedBenchmark(Component):
         raise NotImplementedError
 
     @property
-    def shapes(self) -> tuple[int, int]:
-        """Features of an input, number of outputs."""
+    def shapes(self) -> tuple[tuple[int, ...], int]:
+        """Shape of one input, number of outputs."""
         raise NotImplementedError
 
     @property

@@ -13,17 +13,18 @@ from torch.nn import functional as F
 
 from nap_bench.benchmarks.base import SupervisedBenchmark
 from nap_bench.rng import generator
-from nap_bench.spec import nearest
+from nap_bench.metrics.plasticity import jacobian_norm
+from nap_bench.spec import later, nearest
 
 
 
 class Dataset(NamedTuple):
-    num_features: int
+    shape: tuple[int, ...]  # of one image
     num_classes: int
     downloaded: bool  # or embedded in a dependency
 
 
-DATASETS = {"digits": Dataset(64, 10, False), "mnist": Dataset(784, 10, True)}
+DATASETS = {"digits": Dataset((1, 8, 8), 10, False), "mnist": Dataset((1, 28, 28), 10, True), "patches": Dataset((3, 8, 8), 10, False)}
 """By the name of their module in nap_bench.data."""
 
 STEPS_PER_CHUNK = 1024
@@ -31,7 +32,8 @@ STEPS_PER_CHUNK = 1024
 
 
 class Images(NamedTuple):
-    inputs: Tensor  # [N, D] float32, on the device
+    inputs: Tensor  # [N, C, H, W] float32, on the device
+    labels: Tensor  # [N] int64, the true ones
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class RandomLabels(SupervisedBenchmark):
     The network learns for `steps_per_task` updates on batches drawn without replacement (pass after pass over a fresh
     permutation), then the labels of every image are drawn anew, `num_tasks` times in all. Nothing tells the learner.
 
+    jacobian_examples: of how many images the Jacobian norm is taken at a task's end; 0 for not at all.
     probes_per_task: how often within a task the diagnostics are taken, evenly spaced, the last at its end.
     """
 
@@ -52,6 +55,7 @@ class RandomLabels(SupervisedBenchmark):
     steps_per_task: int
     batch_size: int
     probes_per_task: int = 1
+    jacobian_examples: int = later(0)
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
@@ -64,7 +68,7 @@ class RandomLabels(SupervisedBenchmark):
         return self.num_tasks * self.steps_per_task
 
     @property
-    def shapes(self) -> tuple[int, int]:
+    def shapes(self) -> tuple[tuple[int, ...], int]:
         return DATASETS[self.dataset][:2]
 
     @property
@@ -75,10 +79,11 @@ class RandomLabels(SupervisedBenchmark):
         return step // self.steps_per_task
 
     def load(self, data_dir: str | None, device: str) -> Images:
-        inputs = importlib.import_module(f"nap_bench.data.{self.dataset}").load(data_dir).inputs
+        inputs, labels = importlib.import_module(f"nap_bench.data.{self.dataset}").load(data_dir)
         if self.num_examples > len(inputs):
-            raise ValueError(f"random_labels wants {self.num_examples} images; {self.dataset} has {len(inputs)}.")
-        return Images(inputs[: self.num_examples].to(device))
+            raise ValueError(f"{self.name} wants {self.num_examples} images; {self.dataset} has {len(inputs)}.")
+        some = slice(self.num_examples)
+        return Images(inputs[some].view(-1, *self.shapes[0]).to(device), labels[some].to(device))
 
     def labels(self, seed: int, task: int) -> Tensor:
         """[N] int64, uniform over classes, independent of every other task."""
@@ -90,6 +95,10 @@ class RandomLabels(SupervisedBenchmark):
         passes = -(-wanted // self.num_examples)
         keys = torch.rand(passes, self.num_examples, generator=generator(seed, "order", task, chunk))
         return keys.argsort(dim=1).flatten()[:wanted].view(STEPS_PER_CHUNK, self.batch_size)
+
+    def targets(self, data: Images, seeds: tuple[int, ...], task: int) -> Tensor:
+        """[S, N]: what each seed's network is to answer for every image during a task."""
+        return self._block_labels(seeds, task, data.inputs.device)
 
     @lru_cache(maxsize=2)  # noqa: B019: keyed by value, a frozen dataclass; two chunks at most
     def _block_labels(self, seeds: tuple[int, ...], task: int, device: torch.device) -> Tensor:
@@ -104,8 +113,8 @@ class RandomLabels(SupervisedBenchmark):
         chunk, row = divmod(local, STEPS_PER_CHUNK)
         device = data.inputs.device
         index_SB = self._block_order(seeds, task, chunk, device)[row]
-        inputs_SBD = data.inputs.index_select(0, index_SB.flatten()).view(*index_SB.shape, -1)
-        return inputs_SBD, self._block_labels(seeds, task, device).gather(1, index_SB)
+        inputs = data.inputs.index_select(0, index_SB.flatten()).unflatten(0, index_SB.shape)
+        return inputs, self.targets(data, seeds, task).gather(1, index_SB)
 
     def loss(self, out_SBK: Tensor, y_SB: Tensor) -> Tensor:
         losses_SB = F.cross_entropy(out_SBK.flatten(0, 1), y_SB.flatten(), reduction="none").view(y_SB.shape)
@@ -120,10 +129,15 @@ class RandomLabels(SupervisedBenchmark):
     def evaluate(self, state, data: Images) -> dict[str, Tensor]:
         """Accuracy and loss [S] on the whole memorised set under the current labels, and post-activations `acts`.
 
-        "Current" is the task of the last update done.
+        "Current" is the task of the last update done. Also jacobian_norm [S], if it is asked for.
         """
-        y_SN = self._block_labels(state.seeds, self.task_at(state.step - 1), data.inputs.device)
+        y_SN = self.targets(data, state.seeds, self.task_at(state.step - 1))
         acts: dict[str, Tensor] = {}
-        out_SNK = state.forward(data.inputs.expand(len(state.seeds), -1, -1), acts)
+        out_SNK = state.forward(data.inputs.expand(len(state.seeds), *data.inputs.shape), acts)
         accuracy_S = (out_SNK.argmax(dim=-1) == y_SN).float().mean(dim=1)
-        return {"accuracy": accuracy_S, "loss": self.loss(out_SNK, y_SN), "acts": acts}
+        found = {"accuracy": accuracy_S, "loss": self.loss(out_SNK, y_SN), "acts": acts}
+        if self.jacobian_examples:
+            some = data.inputs[: self.jacobian_examples]
+            with torch.enable_grad():
+                found["jacobian_norm"] = jacobian_norm(state.forward, some.expand(len(state.seeds), *some.shape))
+        return found

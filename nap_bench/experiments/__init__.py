@@ -1,9 +1,21 @@
 """Every exhibit, one line each."""
 
-from nap_bench.experiments import arms, arms_map, fig1_dead_units
+from nap_bench.experiments import (
+    arms,
+    arms_map,
+    fig1_dead_units,
+    fig2_norm_growth,
+    fig3_twins,
+    fig11_random_walk,
+    fig12_random_walk_centring,
+)
 
 EXPERIMENTS = {
     "fig1_dead_units": fig1_dead_units,
+    "fig2_norm_growth": fig2_norm_growth,
+    "fig3_twins": fig3_twins,
+    "fig11_random_walk": fig11_random_walk,
+    "fig12_random_walk_centring": fig12_random_walk_centring,
     "arms": arms,
     "arms_map": arms_map,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nap_bench.methods.base import Method, Phase, Stack
+from nap_bench.methods.implicit_schedule import ImplicitSchedule
 from nap_bench.methods.layer_norm import LayerNorm
 from nap_bench.methods.nap import NaP
 from nap_bench.methods.optimizer_reset import OptimizerReset
@@ -13,6 +14,7 @@ from nap_bench.spec import Part, nearest
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
+        ImplicitSchedule,
         LayerNorm,
         NaP,
         OptimizerReset,

@@ -88,3 +88,18 @@ def feature_rank(features_SBD: Tensor) -> Tensor:
     gram = torch.bmm(features.mT, features) if num_units <= num_examples else torch.bmm(features, features.mT)
     eigenvalues = torch.linalg.eigvalsh(gram)  # ascending
     return (eigenvalues > RANK_THRESHOLD**2 * eigenvalues[:, -1:]).sum(dim=1)
+
+
+def jacobian_norm(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Root mean square over examples of the Frobenius norm of d outputs / d inputs, [S] (paper 3.2, Fig. 2).
+
+    forward: inputs [S, B, ...] -> outputs [S, B, K]. Exact, by K backward passes; parameters collect no gradient. The paper does
+    not say which norm or average it takes. Not the gradient norm of the loss.
+    """
+    inputs = inputs.detach().clone().requires_grad_()
+    outputs_SBK = forward(inputs)
+    squares_SB = torch.zeros(outputs_SBK.shape[:2], device=inputs.device)
+    for output_SB in outputs_SBK.unbind(dim=2):
+        (slope,) = torch.autograd.grad(output_SB.sum(), inputs, retain_graph=True)
+        squares_SB = squares_SB + slope.flatten(2).square().sum(dim=2)
+    return squares_SB.mean(dim=1).sqrt().detach()

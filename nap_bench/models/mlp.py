@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
-from nap_bench.models.blocks import ACTIVATIONS, NORMS, Linear, Output
-from nap_bench.spec import ModelSpec, nearest
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters projected as one: names, and whether the output is invariant to their common scale."""
-
-    name: str
-    members: tuple[str, ...]
-    scale_invariant: bool
+from nap_bench.models.blocks import Group, Linear, Output, activation_of, norm_of
+from nap_bench.spec import ModelSpec
 
 
 class MLP(nn.Module):
-    """x_SBD -> logits_SBK. `size`: widths, a tuple of hidden sizes.
+    """x_SB... -> logits_SBK; inputs of any shape are flattened. `size`: widths, a tuple of hidden sizes.
 
     groups: one per hidden layer (each weight is its own group), then the output layer.
     """
 
-    def __init__(self, spec: ModelSpec, num_seeds: int, inputs: int, outputs: int):
+    def __init__(self, spec: ModelSpec, num_seeds: int, inputs: tuple[int, ...], outputs: int):
         super().__init__()
-        if spec.norm not in ("none", *NORMS):
-            raise ValueError(nearest(spec.norm, ["none", *NORMS], "norm"))
-        if spec.activation not in ACTIVATIONS:
-            raise ValueError(nearest(spec.activation, ACTIVATIONS, "activation"))
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation = activation_of(spec)
         has_norm = spec.norm != "none"
-        linears, norms, groups, fan_in = [], [], [], inputs
+        linears, norms, groups, fan_in = [], [], [], prod(inputs)
         for index, width in enumerate(dict(spec.size)["widths"]):
             linears.append(Linear(num_seeds, fan_in, width, bias=not has_norm, init=spec.init, init_scale=spec.init_scale))
             if has_norm:
-                norms.append(NORMS[spec.norm](num_seeds, width, eps=spec.norm_eps, affine=spec.norm_affine))
+                norms.append(norm_of(spec, num_seeds, width))
             groups.append(Group(f"layer{index}", (f"linears.{index}.weight",), has_norm))
             fan_in = width
         self.linears, self.norms = nn.ModuleList(linears), nn.ModuleList(norms)
         self.output = Output(num_seeds, fan_in, outputs, bias=True, init=spec.init)
         self.groups = (*groups, Group("output", ("output.weight",), False))
 
-    def forward(self, x_SBD: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [S, B, K]. acts, if given, receives every post-activation under its layer's name, in order."""
+        x_SBD = inputs.flatten(2)
         for index, linear in enumerate(self.linears):
             h_SBD = linear(x_SBD)
             if self.norms:

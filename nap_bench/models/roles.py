@@ -18,6 +18,7 @@ class Role(Enum):
 
 
 ROLES: dict[type[nn.Module], dict[str, Role]] = {
+    blocks.Conv2d: {"weight": Role.WEIGHT, "bias": Role.BIAS},
     blocks.Linear: {"weight": Role.WEIGHT, "bias": Role.BIAS},
     blocks.Output: {"weight": Role.OUTPUT, "bias": Role.BIAS},
     blocks.LayerNorm: {"scale": Role.SCALE, "offset": Role.OFFSET},

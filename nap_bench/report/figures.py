@@ -24,6 +24,9 @@ MAX_SEEDS_DRAWN = 30
 """Above this number of seeds a curve shows its mean and interval only."""
 
 MAX_LEGEND_COLUMNS = 5
+WIDTH, ABOVE, BOTTOM, LINE = 9.0, 0.34, 0.5, 0.18
+LEFT, RIGHT = {"curve": 0.75, "interval": 1.5, "map": 0.75}, {"curve": 0.12, "interval": 0.95, "map": 0.95}
+"""Inches: the figure's width; room above and below a plot; a line of text; room for labels beside a plot."""
 INK, MUTED, FRAME = "#1b1f24", "#667085", "#98a2b3"
 STYLE = {
     "svg.fonttype": "path",
@@ -144,36 +147,32 @@ def draw(exhibit: str, panels: tuple[Panel, ...], scores: Scores, path_svg: Path
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's own matplotlibrc must not change the bytes
         matplotlib.rcParams.update(STYLE | {"svg.hashsalt": exhibit})
-        rows = _rows(panels)
         arms = ordered(arm for panel in panels if panel.kind == "curve" for arm in _arms(panel, scores))
+        legend = 0.24 * math.ceil(len(arms) / MAX_LEGEND_COLUMNS) + 0.14 if arms else 0.0
+        rows = _rows(panels)
         heights = [_height(row, scores) for row in rows]
+        top = sum(heights) + legend
+        figure = Figure(figsize=(WIDTH, top))
         if arms:
-            heights.insert(0, 0.24 * math.ceil(len(arms) / MAX_LEGEND_COLUMNS) + 0.14)
-        figure = Figure(figsize=(9.0, sum(heights)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        bands = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
-        if arms:
-            _legend(bands.pop(0), arms)
+            _legend(figure, arms)
         curves: dict[str, list[Any]] = {}
-        for band, row, below in zip(bands, rows, [*rows[1:], ()], strict=True):
-            if row[0].kind == "map":
-                _map(band, row[0], scores)
-                continue
-            axes = band.subplots(1, _columns(panels), squeeze=False)[0]
-            for i, (ax, panel) in enumerate(zip(axes, row, strict=False)):
-                beside = i > 0 and panel.kind == row[i - 1].kind == "curve" and panel.measure == row[i - 1].measure
-                under = i < len(below) and (below[i].kind, below[i].xlabel) == (panel.kind, panel.xlabel)
+        top -= legend
+        for row, height in zip(rows, heights, strict=True):
+            for i, panel in enumerate(row):
+                if panel.kind == "map":
+                    _map(figure, top, height, panel, scores)
+                    continue
+                cell, left, right = WIDTH / _columns(panels), LEFT[panel.kind], RIGHT[panel.kind]
+                low = BOTTOM + LINE * bool(_diverged(row, scores))
+                ax = _axes(figure, i * cell + left, top - height + low, cell - left - right, height - ABOVE - low)
                 ax.set_gid(f"panel-{panels.index(panel)}")
-                ax.set_title(panel.title)
-                ax.set_xlabel("" if under else panel.xlabel)
-                ax.set_ylabel("" if beside else panel.ylabel)
+                ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
                 if panel.kind == "curve":
                     _curve(ax, panel, scores)
                     curves.setdefault(panel.measure, []).append(ax)
                 else:
                     _interval(ax, panel, scores)
-            for ax in axes[len(row) :]:
-                ax.set_axis_off()
+            top -= height
         for same in curves.values():  # panels of one measure are compared by eye: one scale
             limits = [ax.get_ylim() for ax in same if ax.has_data()]
             for ax in same if limits else []:
@@ -184,9 +183,15 @@ def draw(exhibit: str, panels: tuple[Panel, ...], scores: Scores, path_svg: Path
             write_whole(path, buffer.getvalue())
 
 
+def _axes(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
+    """Axes at a place in inches. No layout engine: matplotlib's solver differs in the last bits from call to call."""
+    total = figure.get_size_inches()[1]
+    return figure.add_axes((left / WIDTH, bottom / total, width / WIDTH, height / total))
+
+
 def _columns(panels: tuple[Panel, ...]) -> int:
     """Two to a row are readable on a phone too; curves that fill rows of three are laid out so."""
-    kinds = [p.kind for p in panels if p.kind != "map"]
+    kinds = [panel.kind for panel in panels if panel.kind != "map"]
     return min(len(kinds), 3 if set(kinds) == {"curve"} and len(kinds) % 3 == 0 else 2)
 
 
@@ -204,9 +209,21 @@ def _rows(panels: tuple[Panel, ...]) -> list[tuple[Panel, ...]]:
 def _height(row: tuple[Panel, ...], scores: Scores) -> float:
     """Inches."""
     if row[0].kind == "map":
-        return 1.25 + 0.55 * max(1, len(_cells(row[0], scores)[2][1]))
-    curves = (2.9 if len(row) < 3 else 2.5) if any(panel.kind == "curve" for panel in row) else 0.0
-    return max([curves, *(0.9 + 0.27 * len(_arms(panel, scores)) for panel in row if panel.kind == "interval")])
+        return ABOVE + LINE + 0.55 * max(1, len(_cells(row[0], scores)[2][1])) + BOTTOM
+    plots = [1.9 if len(row) < 3 else 1.6 for panel in row if panel.kind == "curve"]
+    plots += [0.27 * max(1, len(_arms(panel, scores))) for panel in row if panel.kind == "interval"]
+    return ABOVE + max(plots) + BOTTOM + LINE * bool(_diverged(row, scores))
+
+
+def _diverged(row: tuple[Panel, ...], scores: Scores) -> list[str]:
+    """Arms of a row's curves of which seeds diverged, with how many."""
+    found = []
+    for panel in row:
+        for arm in _arms(panel, scores) if panel.kind == "curve" else ():
+            last_S = scores.curve(panel.measure, arm, panel.setting)[2][-1]
+            if lost := sum(not math.isfinite(value) for value in last_S):
+                found.append(f"{look(arm).label} {lost} of {len(last_S)}")
+    return found
 
 
 def _arms(panel: Panel, scores: Scores) -> list[str]:
@@ -214,13 +231,13 @@ def _arms(panel: Panel, scores: Scores) -> list[str]:
     return [arm for arm in ordered(panel.arms or scores.arms()) if scores.has(panel.measure, arm, panel.setting)]
 
 
-def _legend(band: Any, arms: list[str]) -> None:
+def _legend(figure: Any, arms: list[str]) -> None:
     from matplotlib.lines import Line2D
 
     looks = [look(arm) for arm in arms]
     lines = [Line2D([], [], color=k.color, linestyle=k.dash, marker=k.marker, markersize=5, linewidth=2) for k in looks]
     columns = math.ceil(len(arms) / math.ceil(len(arms) / MAX_LEGEND_COLUMNS))
-    band.legend(lines, [k.label for k in looks], loc="center left", ncols=columns, frameon=False, handlelength=3)
+    figure.legend(lines, [k.label for k in looks], loc="upper left", ncols=columns, frameon=False, handlelength=3)
 
 
 def _note(ax: Any, text: str, at: tuple[float, float], offset: tuple[float, float], transform: Any, **how: Any) -> None:
@@ -252,21 +269,18 @@ def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
     if not arms:
         return _nothing(ax)
     ax.set(xscale="log" if panel.logx else "linear", yscale="log" if panel.logy else "linear")
-    diverged = []
     for order, arm in enumerate(arms):
         x_T, seeds_S, values_TS = scores.curve(panel.measure, arm, panel.setting)
         style = look(arm)
         dead_S = ~np.isfinite(values_TS[-1])
-        if dead_S.any():
-            diverged.append(f"{style.label} {dead_S.sum()} of {len(seeds_S)}")
         for seed, values_T, dead in zip(seeds_S, values_TS.T, dead_S, strict=True):
+            gid = f"{ax.get_gid()}.{arm}.seed-{seed}"
             if len(seeds_S) <= MAX_SEEDS_DRAWN:
-                gid = f"{ax.get_gid()}.{arm}.seed-{seed}"
                 ax.plot(x_T, values_T, color=style.color, alpha=0.28, linewidth=0.6, zorder=2, gid=gid)
             alive_T = np.flatnonzero(np.isfinite(values_T))
             if dead and len(alive_T):
                 x, y = x_T[alive_T[-1]], values_T[alive_T[-1]]
-                ax.plot(x, y, "x", color=style.color, markersize=6, markeredgewidth=1.6, zorder=9)
+                ax.plot(x, y, "x", color=style.color, markersize=6, markeredgewidth=1.6, zorder=9, gid=f"{gid}.ends")
         kept = [(x, mean) for x, row in zip(x_T, values_TS, strict=True) if (mean := middle(row)) is not None]
         xs, means = [x for x, _ in kept], [mean for _, mean in kept]
         every = max(1, len(xs) // 7)
@@ -286,7 +300,7 @@ def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
         low, high = [mean.low for mean in means], [mean.high for mean in means]
         ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
     _reference(ax, panel)
-    if diverged:
+    if diverged := _diverged((panel,), scores):
         ax.set_xlabel(f"{ax.get_xlabel()}\n\u00d7 diverged: {', '.join(diverged)}".strip())
 
 
@@ -353,18 +367,24 @@ def _cells(panel: Panel, scores: Scores) -> tuple[list[str], dict[tuple[str, ...
     return keys, cells, places
 
 
-def _map(band: Any, panel: Panel, scores: Scores) -> None:
-    """Paired difference of two arms, per setting: colour and number; a dot where the 95 % interval excludes zero."""
+def _map(figure: Any, top: float, height: float, panel: Panel, scores: Scores) -> None:
+    """Paired difference of two arms, per setting: colour and number; a dot where the 95 % interval excludes zero.
+
+    top, height: of the map's row, in inches.
+    """
     import matplotlib
 
     a, b = panel.contrast  # type: ignore[misc]
     keys, cells, (columns, rows, grids) = _cells(panel, scores)
-    band.suptitle(panel.title, x=0.008, ha="left", fontsize=9.5, fontweight="bold")
+    left, bottom, tall = LEFT["map"], top - height + BOTTOM, height - ABOVE - LINE - BOTTOM
+    wide = (WIDTH - left - RIGHT["map"]) / len(grids)
+    axes = [_axes(figure, left + i * wide, bottom, wide - 0.4 * (len(grids) > 1), tall) for i in range(len(grids))]
+    above = {"xytext": (0, 8 + 72 * LINE), "textcoords": "offset points", "fontsize": 9.5, "fontweight": "bold"}
+    axes[0].annotate(panel.title, (0, 1), xycoords="axes fraction", **above)
     if not cells:
-        return _nothing(band.subplots())
-    top = max((abs(mean.estimate) for mean, _ in cells.values() if mean is not None), default=0.0) or 1.0
-    shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-top, top), "RdBu")
-    axes = band.subplots(1, len(grids), squeeze=False)[0]
+        return _nothing(axes[0])
+    most = max((abs(mean.estimate) for mean, _ in cells.values() if mean is not None), default=0.0) or 1.0
+    shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-most, most), "RdBu")
     for ax, grid in zip(axes, grids, strict=True):
         for (x, column), (y, row) in product(enumerate(columns), enumerate(rows)):
             mean, lost = cells.get((column, row, grid)[: len(keys)], (None, 0))
@@ -385,6 +405,6 @@ def _map(band: Any, panel: Panel, scores: Scores) -> None:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0].set_ylabel(panel.ylabel or "".join(keys[1:2]))
-    bar = band.colorbar(shades, ax=list(axes), fraction=0.03, pad=0.02)
+    bar = figure.colorbar(shades, cax=_axes(figure, WIDTH - RIGHT["map"], bottom, 0.14, tall))
     bar.outline.set_visible(False)
     bar.set_label(f"{look(a).label} \u2212 {look(b).label}")

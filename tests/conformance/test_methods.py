@@ -18,7 +18,7 @@ NEURAL = ModelSpec(family="mlp", size=(("widths", (4, 3)),))
 
 def made(stack: str):
     methods = stack_of(parse_stack(stack))
-    state = build(methods.transform_model(NEURAL), Part.of(SGD()), (0, 1), (5, 2), "cpu")
+    state = build(methods.transform_model(NEURAL), Part.of(SGD()), (0, 1), ((5,), 2), "cpu")
     for method in methods:
         state.slots[method.name] = method.setup(state)
     return state, {method.name: method for method in methods}
@@ -144,7 +144,7 @@ def test_every_method_states_its_source_and_every_parameter():
 
 def test_initial_weights_are_as_pytorch_draws_them_and_scale_with_init_scale():
     wide = ModelSpec(family="mlp", size=(("widths", (256, 256)),), init_scale=2.0)
-    state = build(wide, Part.of(SGD()), (0,), (64, 10), "cpu")
+    state = build(wide, Part.of(SGD()), (0,), ((64,), 10), "cpu")
     weight = state.params["linears.0.weight"]
     bound = 2.0 / math.sqrt(64)
     assert 0.99 * bound < weight.abs().max() <= bound

@@ -26,8 +26,18 @@ TASKS = {
         BENCHMARKS["random_labels"](dataset="digits", num_examples=64, num_tasks=2, steps_per_task=10, batch_size=16),
         ModelSpec(family="mlp", size=(("widths", (24, 16)),)),
     ),
+    "random_labels/cnn": (
+        BENCHMARKS["random_labels"](dataset="patches", num_examples=64, num_tasks=2, steps_per_task=10, batch_size=16),
+        ModelSpec(family="cnn", size=(("channels", (4, 6)), ("kernel", 3), ("pool_after", (0,)), ("widths", (12,)))),
+    ),
+    "true_labels": (
+        BENCHMARKS["true_labels"](dataset="digits", num_examples=64, num_tasks=2, steps_per_task=10, batch_size=16),
+        ModelSpec(family="mlp", size=(("widths", (24, 16)),)),
+    ),
 }
 OPTIMIZERS = {"adam": (Adam(), 0.01), "momentum": (SGD(momentum=0.9), 0.05)}
+ALONE = {"implicit_schedule": "nap+implicit_schedule"}
+"""Methods that exist only in a stack."""
 CASES = [(task, stack, rule) for task in TASKS for stack in ("baseline", *METHODS) for rule in OPTIMIZERS]
 SEEDS = (0, 1)
 
@@ -37,13 +47,14 @@ def key(task: str, stack: str, rule: str) -> str:
     benchmark = TASKS[task][0]
     method = f"{stack}@{METHODS[stack].version}" if stack in METHODS else stack
     optimizer = OPTIMIZERS[rule][0]
-    return f"protocol {PROTOCOL}, {benchmark.name}@{benchmark.version}, {method}, {rule} ({optimizer.name}@{optimizer.version})"
+    network = task.partition("/")[2]
+    return f"protocol {PROTOCOL}, {benchmark.name}@{benchmark.version}{network and ' ' + network}, {method}, {rule} ({optimizer.name}@{optimizer.version})"
 
 
 def losses(task: str, stack: str, rule: str) -> list[list[float]]:
     torch.set_num_threads(1)
     benchmark, spec = TASKS[task]
-    methods = stack_of(parse_stack(stack))
+    methods = stack_of(parse_stack(ALONE.get(stack, stack)))
     optimizer, lr = OPTIMIZERS[rule]
     state = build(methods.transform_model(spec), Part.of(optimizer), SEEDS, benchmark.shapes, "cpu")
     state.lr.fill_(lr)

@@ -17,7 +17,7 @@ LAYERS = [
     {"metrics", "data"},
     {"methods", "benchmarks", "record", "checkpoint", "store"},
     {"update"},
-    {"train"},
+    {"train", "simulate"},
     {"plan", "jobs", "tune", "experiments", "report", "tracking", "cli"},
 ]
 """Bottom first; a module imports from its own layer and those before it, lazy imports included."""

@@ -68,7 +68,7 @@ def test_the_same_scores_give_the_same_bytes(svg, tmp_path):
 
 def test_bytes_do_not_depend_on_the_process_or_on_a_users_own_settings(svg, tmp_path):
     here = svg(curves(), CURVE)
-    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 9\nfont.size: 30\n")
+    (tmp_path / "matplotlibrc").write_text("axes.linewidth: 9\n")
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
         "from test_figures import CURVE, curves; from nap_bench.report.figures import draw\n"
@@ -102,7 +102,8 @@ def test_every_seed_is_a_dot_of_its_row(svg):
 
 def test_a_diverged_seed_ends_in_a_cross_and_is_counted(svg, written):
     draw_of = {dead: svg(curves(num_seeds=4, dead_seed=dead), CURVE) for dead in (None, 2)}
-    assert draw_of[None] != draw_of[2]
+    assert ".ends" not in draw_of[None]
+    assert set(re.findall(r'id="(\S+)\.ends"', draw_of[2])) == {"panel-0.nap.seed-2", "panel-0.baseline.seed-2"}
     assert any("diverged: NaP 1 of 4, baseline 1 of 4" in text for text in written)
     assert 'id="panel-0.nap.seed-2"' in draw_of[2]
     svg(scalars(values=lambda arm, seed: math.nan if seed == 1 else 0.5), ROWS)

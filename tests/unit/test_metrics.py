@@ -15,6 +15,7 @@ from nap_bench.metrics.norms import (
     tensor_norms,
     update_parts,
 )
+from nap_bench.metrics import plasticity
 from nap_bench.metrics.plasticity import dead_fraction, dormant_fraction, feature_rank, linearised_fraction
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)  # the machine may be busy
@@ -241,3 +242,22 @@ def test_a_diverged_seeds_norms_are_not_finite_and_leave_the_others_alone():
         found = metric(before, broken)
         assert math.isnan(found[1].item())
         assert found[0] == metric(before, after)[0]
+
+
+def test_the_jacobian_norm_of_a_linear_map_is_the_frobenius_norm_of_its_matrix():
+    matrices_SDK = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    inputs_SBD = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(1))
+    found_S = plasticity.jacobian_norm(lambda x: torch.bmm(x, matrices_SDK), inputs_SBD)
+    assert torch.allclose(found_S, torch.linalg.matrix_norm(matrices_SDK), rtol=1e-6)
+
+
+def test_the_jacobian_norm_agrees_with_autograd_jacobian_on_a_network_and_takes_a_root_mean_square():
+    weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(1))
+
+    def forward(x):
+        return torch.tanh(x @ weight)
+
+    slopes = [torch.autograd.functional.jacobian(forward, x.view(1, 1, 4)).norm() for x in inputs[0]]
+    expected = torch.stack(slopes).square().mean().sqrt()
+    assert torch.allclose(plasticity.jacobian_norm(forward, inputs), expected.view(1), rtol=1e-5)

@@ -64,3 +64,12 @@ def test_identity_refuses_what_json_cannot_say():
 def test_the_id_of_a_known_run_never_changes():
     """A change here means that every stored result has lost its name: bump PROTOCOL if numbers changed, else undo it."""
     assert RUN.run_id == "random_labels.mlp.layer_norm+weight_decay-d77bee4480"
+
+
+def test_a_later_field_leaves_the_identity_of_older_results_alone():
+    from nap_bench.benchmarks import RandomLabels
+
+    task = dict(dataset="digits", num_examples=8, num_tasks=1, steps_per_task=2, batch_size=4)
+    without = Part.of(RandomLabels(**task))
+    assert "jacobian_examples" not in dict(without.params)
+    assert dict(Part.of(RandomLabels(**task, jacobian_examples=4)).params)["jacobian_examples"] == 4

@@ -1,0 +1,62 @@
+"""A small convolutional network: [convolution -> norm -> nonlinearity (-> max-pool)], then hidden linear layers (paper B.1, B.4)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nap_bench.models.blocks import Conv2d, Group, Linear, Output, activation_of, norm_of
+from nap_bench.spec import ModelSpec
+
+
+class CNN(nn.Module):
+    """x_SBCHW -> logits_SBK.
+
+    `size`: channels, of each convolution; pool_after, indices of the convolutions that 2 x 2 max-pooling follows; widths, of
+    the hidden linear layers; kernel, odd.  groups: one per hidden layer in order, then the output layer.
+    """
+
+    def __init__(self, spec: ModelSpec, num_seeds: int, inputs: tuple[int, int, int], outputs: int):
+        super().__init__()
+        size = dict(spec.size)
+        self.activation, self.pool_after = activation_of(spec), frozenset(size["pool_after"])
+        has_norm = spec.norm != "none"
+        channels, height, width = inputs
+        if size["kernel"] % 2 == 0:
+            raise ValueError(f"A cnn wants an odd kernel, which padding can centre; found {size['kernel']}.")
+        common = dict(bias=not has_norm, init=spec.init, init_scale=spec.init_scale)
+        layers, norms, groups = [], [], []
+        for index, wanted in enumerate(size["channels"]):
+            layers.append(Conv2d(num_seeds, channels, wanted, kernel=size["kernel"], **common))
+            channels = wanted
+            if index in self.pool_after:
+                height, width = height // 2, width // 2
+        features = channels * height * width
+        if features == 0:
+            raise ValueError(f"A cnn on images of {inputs[1:]} has nothing left after pooling {len(self.pool_after)} times.")
+        for wanted in size["widths"]:
+            layers.append(Linear(num_seeds, features, wanted, **common))
+            features = wanted
+        for index, wanted in enumerate((*size["channels"], *size["widths"])):
+            if has_norm:
+                norms.append(norm_of(spec, num_seeds, wanted))
+            groups.append(Group(f"layer{index}", (f"layers.{index}.weight",), has_norm))
+        self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
+        self.output = Output(num_seeds, features, outputs, bias=True, init=spec.init)
+        self.groups = (*groups, Group("output", ("output.weight",), False))
+
+    def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits [S, B, K]. acts, if given, receives every post-activation under its layer's name, in order."""
+        x = inputs
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, Linear):
+                x = x.flatten(2)
+            x = layer(x)
+            if self.norms:
+                x = self.norms[index](x)
+            x = self.activation(x)
+            if acts is not None:
+                acts[f"layer{index}"] = x
+            if index in self.pool_after:
+                x = F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
+        return self.output(x.flatten(2))
