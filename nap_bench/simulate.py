@@ -1,7 +1,8 @@
 """Loop 2: simulations. A benchmark that moves its own state: no network, no data, no optimizer, no methods.
 
-A simulation offers `num_steps`, `start(seeds)`, `advance(state, seeds, step, lr)`, `probe_steps()` (with the
-first and the last) and `probe(state)`. Its state is one tensor [S, ...]; nothing reduces over axis 0. The schedule gives the step size.
+A simulation offers `num_steps`, `start(seeds)`, `advance(state, seeds, step, lr)`, `probe_steps()` (0 and `num_steps`
+are among them) and `probe(state)`. Its state is one tensor [S, ...]; nothing reduces over axis 0. The step size is
+what the schedule says.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def check(run: Run) -> None:
 def simulate(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, control: Control) -> dict:
     """Move a block of seeds to its end, going on from a checkpoint if there is one; returns status and cost.
 
-    Writes metrics.csv and checkpoint in the run's folder. Raises Interrupted after a stop was asked for. A seed is alive
-    while its state is finite, which is looked at where the state is probed. data_dir is not read.
+    Writes metrics.csv and checkpoint in the run's folder. Raises Interrupted after a stop was asked for. A seed is
+    alive while its state is finite, which is looked at where the state is probed. data_dir is not read.
     """
     check(run)
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")

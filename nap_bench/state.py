@@ -131,10 +131,13 @@ class TrainState:
         return weight.transpose(1, 2) if weight.dim() == 3 else weight.flatten(2)
 
     def group_norm(self, group: Group, flat: Tensor | None = None) -> Tensor:
-        """Frobenius norm [S] of the group's parameters, or of the same slices of another flat tensor."""
+        """Frobenius norm [S] of the group's parameters, or of the same slices of another flat tensor.
+
+        Rows first, then their norms: over a whole float32 tensor of a million elements the CPU kernel errs by 3e-5.
+        """
         flat = self.flat.detach() if flat is None else flat
-        norms = [torch.linalg.vector_norm(self.view(flat, name).flatten(1), dim=1) for name in group.members]
-        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        rows = [torch.linalg.vector_norm(self.view(flat, name).flatten(2), dim=2) for name in group.members]
+        return torch.linalg.vector_norm(rows[0] if len(rows) == 1 else torch.cat(rows, dim=1), dim=1)
 
     def fresh(self, name: str, purpose: str = "init", *counters: int) -> Tensor:
         """A new draw [S, ...] from the initial distribution of a parameter.

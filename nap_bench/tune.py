@@ -76,11 +76,12 @@ def _tried(
     sweep: Mapping[str, Sequence[Tried]], scores: Callable[[Labelled], dict[str, float]], *, store: Path, results: Path, data_dir: str | None, device: str
 ) -> dict[str, list[dict[str, Any]]]:
     """Arm -> trials (hyper, run_id, score), all runs done."""
+    from nap_bench.benchmarks import BENCHMARKS
+
     entries = [entry for trials in sweep.values() for _, entry in trials]
     lines = []
     for entry in entries:
-        work = entry.run.benchmark.as_dict()["params"]
-        work = work["num_tasks"] * work["steps_per_task"] * len(entry.run.seeds)
+        work = entry.run.benchmark.build(BENCHMARKS, "benchmark").num_steps * len(entry.run.seeds)
         uses = {"tuning": {"sweep": [[entry.arm, entry.setting]]}}
         lines.append({"run_id": entry.run.run_id, "work": work, "uses": uses, "run": compact(entry.run)})
     suite = Suite(lines, "tuning", store=store, results=results)

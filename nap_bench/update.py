@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from nap_bench.methods.base import Phase, Stack
+from nap_bench.methods.base import Stack
 from nap_bench.state import TrainState
 
 
@@ -66,10 +66,9 @@ def tail(state: TrainState, stack: Stack) -> None:
 
 
 def task_boundary(state: TrainState, stack: Stack, task: int) -> None:
-    """Tell the methods that asked; they may have edited parameters, so project once afterwards."""
+    """Tell the methods that asked; if one of them edits parameters, bring back once what other methods keep in place."""
     for method in stack.told_of_tasks:
         method.on_task_boundary(state, task)
-    if stack.told_of_tasks:
-        for method in stack.after_step:
-            if method.phase is Phase.PROJECT:
-                method.after_step(state)
+    if stack.edits_at_boundaries:
+        for method in stack:
+            method.restore(state)

@@ -57,7 +57,10 @@ class SupervisedBenchmark(Component):
         raise NotImplementedError
 
     def evaluate(self, state, data: Data) -> dict[str, Tensor]:
-        """Name -> [S]; reads the state and leaves it, and every generator, as they were."""
+        """accuracy, loss and whatever else -> [S], and acts: layer -> post-activations, which the diagnostics read.
+
+        Reads the state and leaves it, and every generator, as they were.
+        """
         raise NotImplementedError
 
     def eval_steps(self) -> frozenset[int]:

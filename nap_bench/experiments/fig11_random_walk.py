@@ -1,4 +1,4 @@
-"""Figure 11: do negative coordinates of a random walk accumulate? {gradient descent, sign updates} x {no norm, norm}."""
+"""Figure 11: do negative coordinates of a random walk accumulate? {gradients, sign updates} x {no norm, norm}."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from nap_bench.report.scores import Score
 
 TITLE = "Random walks: does a norm revive ReLU units?"
 PAPER = (
-    "Appendix C.4, Fig. 11: a vector v takes 1000 steps along random gradients, and its negative coordinates, the dead units, are "
-    "counted. Without a norm, v += max(v, 0) z or its sign, they accumulate. Where the gradient passes through a norm, "
-    "v += z J with J the Jacobian of max(v / ||v||, 0), they accumulate more slowly under gradient descent and do not "
-    "accumulate under sign updates (RMSProp)."
+    "Appendix C.4, Fig. 11: a vector v takes 1000 steps along random gradients, and its negative coordinates, the dead "
+    "units, are counted. Without a norm, v += max(v, 0) z or its sign, they accumulate. Where the gradient passes "
+    "through a norm, v += z J with J the Jacobian of max(v / ||v||, 0), they accumulate more slowly under gradient "
+    "descent and do not accumulate under sign updates (RMSProp)."
 )
 DEVIATIONS = (
-    "Dimension, initial vector and repeats are ours (not given): 100 coordinates and, as a check, 10; v and z from N(0, I); at "
-    "laptop scale 32 seeds of 8 walks each, a seed's value being the mean of its walks. The other scales have more.",
-    "The norm divides by ||v||, without the factor sqrt(d), as in the paper's Prop. 1, and does not centre; Fig. 12 is about centring.",
-    "Two controls are ours. 'none as gradient' is v += z J with J the Jacobian of max(v, 0): the rule as printed multiplies by "
-    "max(v, 0), which no gradient does. 'rms norm sqrt d' takes steps sqrt(d) times as long, as if the norm had its sqrt(d): a "
-    "norm without it makes steps shorter by ||v||, and that alone slows any walk.",
+    "Dimension, initial vector and repeats are ours (not given): 100 coordinates and, as a check, 10; v and z from "
+    "N(0, I); at laptop scale 32 seeds of 8 walks each, a seed's value being the mean of its walks. The other scales "
+    "have more.",
+    "The norm divides by ||v||, without the factor sqrt(d), as in the paper's Prop. 1, and does not centre; Fig. 12 is "
+    "about centring.",
+    "Two controls are ours. 'none as gradient' is v += z J with J the Jacobian of max(v, 0): the rule as printed "
+    "multiplies by max(v, 0), which no gradient does. 'rms norm sqrt d' takes steps sqrt(d) times as long, as if the "
+    "norm had its sqrt(d): a norm without it makes steps shorter by ||v||, and that alone slows any walk.",
     "Everything is float64, and z J is computed in closed form.",
 )
 
@@ -110,8 +112,8 @@ CLAIMS = (
     Claim(
         id="a_norm_slows_the_accumulation_of_dead_units",
         source="Sec. C.4, Fig. 11",
-        sentence="In the random-walk model a norm slows the accumulation of dead units under gradient descent and stops it under "
-        "sign updates: fewer coordinates are negative at the end.",
+        sentence="In the random-walk model a norm slows the accumulation of dead units under gradient descent and "
+        "stops it under sign updates: fewer coordinates are negative at the end.",
         kind="superiority",
         margin=0.05,
         unit=UNIT,
@@ -124,8 +126,8 @@ CLAIMS = (
     Claim(
         id="with_a_norm_sign_updates_accumulate_none",
         source="Sec. C.4, Fig. 11",
-        sentence="With a norm, sign updates accumulate no dead units at all: no more coordinates are negative at the end than at "
-        "the start.",
+        sentence="With a norm, sign updates accumulate no dead units at all: no more coordinates are negative at the "
+        "end than at the start.",
         kind="noninferiority",
         margin=0.05,
         unit=UNIT,
@@ -134,7 +136,8 @@ CLAIMS = (
     Claim(
         id="nor_do_they_in_ten_dimensions",
         source="Sec. C.4 (ours)",
-        sentence="The same in ten dimensions, where all coordinates may turn negative together, and then none ever moves again.",
+        sentence="The same in ten dimensions, where all coordinates may turn negative together, and then none ever "
+        "moves again.",
         kind="noninferiority",
         margin=0.05,
         unit=UNIT,
@@ -143,8 +146,8 @@ CLAIMS = (
     Claim(
         id="under_gradient_descent_it_is_more_than_shorter_steps",
         source="Sec. C.4 (ours)",
-        sentence="Under gradient descent a norm does more than shorten the steps: it slows accumulation also where steps with and "
-        "without it are equally long at first.",
+        sentence="Under gradient descent a norm does more than shorten the steps: it slows accumulation also where "
+        "steps with and without it are equally long at first.",
         kind="superiority",
         margin=0.05,
         unit=UNIT,

@@ -12,15 +12,17 @@ from nap_bench.report.scores import Score
 
 TITLE = "Random walks: does centring matter?"
 PAPER = (
-    "Appendix C.4, Fig. 12, and A.4: dividing by the norm is what counts for the revival of dead units; centring adds little, and "
-    "can make walks in which one coordinate takes all."
+    "Appendix C.4, Fig. 12, and A.4: dividing by the norm is what counts for the revival of dead units; centring adds "
+    "little, and can make walks in which one coordinate takes all."
 )
 DEVIATIONS = (
-    "The variants of Fig. 12 are ours (their formulas are not given): the rule of Fig. 11 through v - mean, through v / ||v||, and "
-    "through both. Sizes, seeds and initial vectors as in Fig. 11.",
-    "Where a norm centres, a coordinate can be negative while its unit is active, and the reverse: what the paper counts, "
-    "v_i < 0, and inactive units, v_i <= mean, are both reported. The first claim is judged on the paper's count.",
-    "Winner-take-all is counted in ten dimensions, where it happens within 1000 steps: walks with exactly one active unit.",
+    "The variants of Fig. 12 are ours (their formulas are not given): the rule of Fig. 11 through v - mean, through v "
+    "/ ||v||, and through both. Sizes, seeds and initial vectors as in Fig. 11.",
+    "Where a norm centres, a coordinate can be negative while its unit is active, and the reverse: what the paper "
+    "counts, v_i < 0, and inactive units, v_i <= mean, are both reported. The first claim is judged on the paper's "
+    "count.",
+    "Winner-take-all is counted in ten dimensions, where it happens within 1000 steps: walks with exactly one active "
+    "unit.",
 )
 
 ARMS = {"none": "none", "centre_only": "centre", "rms_norm": "rms", "layer_norm": "layer"}
@@ -90,7 +92,8 @@ CLAIMS = (
     Claim(
         id="centring_can_give_winner_take_all",
         source="Sec. C.4, Fig. 12",
-        sentence="Centring can make one coordinate take all: more walks end with a single active unit than without centring.",
+        sentence="Centring can make one coordinate take all: more walks end with a single active unit than without "
+        "centring.",
         kind="superiority",
         margin=0.05,
         unit="fraction of walks with one active unit, step 1000",
@@ -103,11 +106,11 @@ CLAIMS = (
 PANELS = tuple(
     Panel(kind="curve", measure=measure, setting=setting, title=title, xlabel="step", ylabel=ylabel, arms=tuple(ARMS))
     for measure, setting, title, ylabel in (
-        ("inactive_fraction", "gd d=100", "Gradient descent: inactive", "fraction of units (d = 100)"),
-        ("negative_fraction", "gd d=100", "Gradient descent: negative", "fraction of coordinates (d = 100)"),
+        ("inactive_fraction", "gd d=100", "Gradient descent: inactive units", "fraction (d = 100)"),
+        ("negative_fraction", "gd d=100", "Gradient descent: negative v", "fraction (d = 100)"),
         ("largest_share", "gd d=100", "Gradient descent: largest", "largest / norm (d = 100)"),
-        ("inactive_fraction", "sign d=100", "Sign updates: inactive", "fraction of units (d = 100)"),
-        ("negative_fraction", "sign d=100", "Sign updates: negative", "fraction of coordinates (d = 100)"),
+        ("inactive_fraction", "sign d=100", "Sign updates: inactive units", "fraction (d = 100)"),
+        ("negative_fraction", "sign d=100", "Sign updates: negative v", "fraction (d = 100)"),
         ("one_active", "gd d=10", "Gradient descent: one active", "fraction of walks (d = 10)"),
     )
 )

@@ -28,11 +28,13 @@ class Method(Component):
 
     phase: see Phase; ties sort by name.  needs_acts: the training forward keeps post-activations in `state.acts`.
     told_of_tasks: `on_task_boundary` is called. Methods that do not declare it never learn of a task switch.
+    edits_at_boundaries: its `on_task_boundary` edits parameters, so every method's `restore` runs once afterwards.
     """
 
     phase: ClassVar[Phase] = Phase.RESET
     needs_acts: ClassVar[bool] = False
     told_of_tasks: ClassVar[bool] = False
+    edits_at_boundaries: ClassVar[bool] = False
 
     def why_not(self, run: Run) -> str | None:
         """Why this cell cannot exist, or None. Printed and reported, never silent."""
@@ -46,15 +48,18 @@ class Method(Component):
         """Called once at the initial point; becomes state.slots[self.name]."""
         return {}
 
-    def loss_penalty(self, state) -> Tensor | None:
-        """[S], added to the loss once per update; None for no penalty."""
-        return None
+    def loss_penalty(self, state) -> Tensor:
+        """[S], added to the loss once per update. Not called where a method leaves it undefined."""
+        raise NotImplementedError
 
     def after_backward(self, state) -> None:
         """Edit gradients in place. Held to no host synchronisation: it may run inside a CUDA graph."""
 
     def after_step(self, state) -> None:
         """Edit parameters and moments in place, after every update."""
+
+    def restore(self, state) -> None:
+        """Bring parameters back to where the method keeps them, e.g. project them, whether or not that was due."""
 
     def on_task_boundary(self, state, task: int) -> None:
         """Before the first update of task 1, 2, ...; only if `told_of_tasks`."""
@@ -69,6 +74,7 @@ class Stack:
         self.after_backward = self._overriding("after_backward")
         self.after_step = self._overriding("after_step")
         self.needs_acts = any(method.needs_acts for method in self.methods)
+        self.edits_at_boundaries = any(method.edits_at_boundaries for method in self.methods)
         self.told_of_tasks = [method for method in self.methods if method.told_of_tasks]
 
     def __iter__(self):

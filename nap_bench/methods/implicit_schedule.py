@@ -27,7 +27,7 @@ class ImplicitSchedule(Method):
     rescale: "layer", each layer by its own c; "global", all projected layers by the ratio of their joint norms.
     gradients: divide the gradient too. SGD's step, linear in it, is then divided by c twice: lr / c^2, which is exact. Without,
       SGD divides its rate by c^2 directly, the same; Adam, whose step ignores the gradient's scale, is exact only with it,
-      because its moments mix gradients taken at different norms (paper.md's erratum on "identical by construction").
+      because its moments mix gradients taken at different norms (the paper calls the twins "identical by construction").
     Needs `nap` in the stack, projecting at every update.
     """
 

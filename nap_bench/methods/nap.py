@@ -71,24 +71,30 @@ class NaP(Method):
     def after_step(self, state) -> None:
         if not self.project or state.step % self.period:
             return
+        self.restore(state)
+        if self.scale_offset == "decay":
+            for scale_SD, offset_SD in self._scales_and_offsets(state):
+                scale_SD.mul_(self.decay).add_(1.0 - self.decay)
+                offset_SD.mul_(self.decay)
+
+    @torch.no_grad()
+    def restore(self, state) -> None:
+        """Weights to their initial norms; each pair of scale and offset to its own, where the policy is "joint"."""
+        if not self.project:
+            return
         targets = state.slots[self.name]
         for group in self._groups(state):
             factor_S = targets[group.name] / state.group_norm(group)
             for name in group.members:
                 state.params[name].mul_(factor_S.view(-1, *[1] * (state.params[name].dim() - 1)))
-        if self.scale_offset != "free":
-            self._scale_offset(state)
-
-    def _scale_offset(self, state) -> None:
-        for name, role in state.roles.items():
-            if role is not Role.SCALE:
-                continue
-            scale_SD, offset_SD = state.params[name], state.params[name.removesuffix("scale") + "offset"]
-            if self.scale_offset == "decay":
-                scale_SD.mul_(self.decay).add_(1.0 - self.decay)
-                offset_SD.mul_(self.decay)
-            else:
+        if self.scale_offset == "joint":
+            for scale_SD, offset_SD in self._scales_and_offsets(state):
                 joint_S1 = torch.linalg.vector_norm(torch.cat([scale_SD, offset_SD], dim=1), dim=1, keepdim=True)
                 factor_S1 = math.sqrt(scale_SD.shape[1]) / joint_S1
                 scale_SD.mul_(factor_S1)
                 offset_SD.mul_(factor_S1)
+
+    def _scales_and_offsets(self, state):
+        for name, role in state.roles.items():
+            if role is Role.SCALE:
+                yield state.params[name], state.params[name.removesuffix("scale") + "offset"]

@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 import torch
+from golden.test_golden import TASKS
 
 from nap_bench import update
 from nap_bench.benchmarks import BENCHMARKS
@@ -118,6 +119,13 @@ def test_law_4_the_neutral_setting_is_the_baseline_bit_for_bit(name, device, dat
     assert torch.equal(baseline.flat.detach(), neutral.flat.detach())
 
 
+@pytest.mark.parametrize("name", sorted(set(NEUTRAL) - {"nap"}))
+@pytest.mark.parametrize("nap", ["nap(scale_offset='decay', decay=0.9)", "nap+implicit_schedule", "nap(period=3)"])
+def test_law_4_a_neutral_setting_changes_nothing_beside_nap_either(name, nap, data):
+    plain, stacked = make(nap), make(f"{nap}+{NEUTRAL[name]}")
+    assert torch.equal(advance(*plain, data), advance(*stacked, data))
+
+
 def test_law_4_norm_only_is_nap_without_its_projection(data):
     left, right = make("layer_norm"), make("nap(project=False)")
     assert torch.equal(advance(*left, data), advance(*right, data))
@@ -159,17 +167,17 @@ def test_law_5_outputs_do_not_change_when_scale_invariant_groups_are_rescaled(no
     assert torch.allclose(state.forward(inputs), before, rtol=1e-3, atol=1e-4)
 
 
-def test_law_6_a_batch_is_a_pure_function_of_seed_and_step(data):
-    def batch(seeds, step):
-        return TASK.batch(data["cpu"], seeds, step)
-
-    again = dataclasses.replace(TASK)
-    for step in (0, 3, 4, 11):
-        first = batch((0, 1), step)
-        batch((5,), 9)
-        for left, right in zip(first, again.batch(data["cpu"], (0, 1), step), strict=True):
+@pytest.mark.parametrize("name", TASKS)
+def test_law_6_a_batch_is_a_pure_function_of_seed_and_step(name):
+    stream, _ = TASKS[name]
+    again = dataclasses.replace(stream)
+    data = stream.load(None, "cpu")
+    for step in (0, 3, stream.num_steps // 2, stream.num_steps - 1):
+        first = stream.batch(data, (0, 1), step)
+        stream.batch(data, (5,), 9)
+        for left, right in zip(first, again.batch(data, (0, 1), step), strict=True):
             assert torch.equal(left, right)
-        alone = batch((1,), step)
+        alone = stream.batch(data, (1,), step)
         assert torch.equal(first[0][1], alone[0][0]) and torch.equal(first[1][1], alone[1][0])
         assert not torch.equal(first[0][0], first[0][1]) and not torch.equal(first[1][0], first[1][1])
 
@@ -210,6 +218,7 @@ def test_a_task_boundary_reaches_only_methods_that_asked_and_projects_once_after
     class Doubler(Method):
         name = "doubler"
         told_of_tasks = True
+        edits_at_boundaries = True
 
         def on_task_boundary(self, state, task):
             told.append(task)

@@ -93,5 +93,9 @@ def test_law_9_losses_are_the_recorded_ones(task, stack, rule, request):
         assert torch.allclose(torch.tensor(found), wanted, rtol=1e-3)
 
 
+def test_every_supervised_benchmark_has_a_golden_task():
+    assert {t[0].name for t in TASKS.values()} == {n for n, kind in BENCHMARKS.items() if kind.loop == "supervised"}
+
+
 def test_every_recorded_loss_belongs_to_a_case():
     assert set(json.loads(FILE.read_text())) == {key(*case) for case in CASES}

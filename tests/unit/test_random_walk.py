@@ -85,7 +85,7 @@ def test_the_closed_form_is_the_product_with_autograds_jacobian(norm, dim, seed,
 
 
 def test_the_jacobian_is_that_of_proposition_1():
-    """Rows of active outputs: delta_ij / ||v|| - v_i v_j / ||v||^3, nonzero also where unit j is saturated; others 0."""
+    """Rows of active outputs: delta_ij / ||v|| - v_i v_j / ||v||^3, also where unit j is saturated; others 0."""
     v, eye = vectors(7, seed=3), torch.eye(7, dtype=torch.float64)
     walk = RandomWalk("rms", "gd", dim=7, num_walks=7)
     rows = walk.direction(v.expand(1, 7, 7), eye.unsqueeze(0))[0]
