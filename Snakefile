@@ -28,7 +28,10 @@ rule quick:
 
 
 onstart:
-    HELD.append(plan.hold("store", config["store_dir"]))
+    try:
+        HELD.append(plan.hold("store", config["store_dir"]))
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
 
 
 onerror:

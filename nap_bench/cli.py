@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nap_bench import plan
+from nap_bench.catalogue import KINDS
 from nap_bench.spec import nearest
+
+FOLLOW_SECONDS = 20.0
+"""Between two looks of `publish --follow`; a line is printed at least every SILENT_SECONDS."""
+SILENT_SECONDS = 40.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"nap-bench: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("nap-bench: stopped", file=sys.stderr)
+        return 75
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     made = command("run", _run, "train runs of the plan, going on from their checkpoints", *everywhere, "--store", "--device", "--data-dir")
     made.add_argument("--checkpoint-seconds", type=float, default=30.0, help="seconds between checkpoints")
     made.add_argument("--pack", action="store_true", help="several runs in one process; a failing one does not lose the others")
-    made.add_argument("run_ids", nargs="+", metavar="RUN_ID")
+    made.add_argument("run_ids", nargs="+", metavar="RUN_ID", help="a run of the plan, or the path of its result")
     command("tune", _tune, "choose hyperparameters on tuning seeds, write config/tuned.json", "--scale", "--store", "--results", "--device", "--data-dir")
     command("score", _score, "results -> results/SCALE/scores/EXHIBIT.csv", *everywhere, "--exhibit")
     command("claims", _claims, "scores -> results/SCALE/claims/EXHIBIT.json", *everywhere, "--exhibit")
@@ -65,11 +73,24 @@ def _parser() -> argparse.ArgumentParser:
     made = command("publish", _publish, "runs, claims and figures -> MLflow; publishing twice adds nothing", *everywhere, "--reports", "--tracking-uri")
     made.add_argument("--experiments", nargs="*", default=[], help="only these exhibits")
     made.add_argument("--done", type=Path, help="write this file once all is published")
+    made.add_argument(
+        "--follow",
+        action="store_true",
+        help="keep MLflow up to date while the suite runs: publish what is new every 20 s until every run is done",
+    )
     made = command("dashboard", _dashboard, "MLflow's pages on a free loopback port", "--tracking-uri")
     made.add_argument("--port", type=int, default=None, help="a port of your choice")
     made = command("data", _data, "verify a dataset in the data folder, or download it", "--data-dir")
     made.add_argument("dataset")
     made.add_argument("--done", type=Path, help="write this file once the dataset is verified")
+    looked_at = ("--plan", "--store", "--data-dir", "--tracking-uri")
+    command("doctor", _doctor, "what will work on this machine, and what to do about the rest", *looked_at)
+    made = command("list", _list, "what there is, a few lines each", "--plan")
+    made.add_argument("kind", metavar="|".join(KINDS))
+    looked_at = ("--plan", "--store", "--results")
+    made = command("show", _show, "one method, benchmark or exhibit; or a run's spec, state and command", *looked_at)
+    made.add_argument("--scale", choices=plan.SCALES, help="the scale of a run's command (default: its first)")
+    made.add_argument("name", metavar="NAME_OR_RUN_ID")
     return parser
 
 
@@ -123,12 +144,13 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{len(arguments.run_ids)} runs in one process: say so with --pack.")
     check_protocol(arguments.results)
     lines = {line["run_id"]: line for line in plan.load(arguments.plan)}
-    for run_id in arguments.run_ids:
+    run_ids = [Path(name).stem if name.endswith(".json") else name for name in arguments.run_ids]
+    for run_id in run_ids:
         if run_id not in lines:
             raise ValueError(nearest(run_id, lines, "run").split(" Known:")[0] + f" {len(lines)} runs are in {arguments.plan}.")
     at = dict(store=arguments.store, results=arguments.results)
     suite = Suite([line for line in lines.values() if arguments.scale in line["uses"]], arguments.scale, **at)
-    jobs = [Job(lines[run_id], **at) for run_id in arguments.run_ids]
+    jobs = [Job(lines[run_id], **at) for run_id in run_ids]
     return do(jobs, data_dir=arguments.data_dir, device=arguments.device, suite=suite, checkpoint_seconds=arguments.checkpoint_seconds)
 
 
@@ -196,6 +218,7 @@ def _figure(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     import tempfile
 
+    from nap_bench.jobs import Job
     from nap_bench.report import page
 
     folder = arguments.reports / arguments.scale
@@ -203,6 +226,11 @@ def _report(arguments: argparse.Namespace) -> int:
         html = _page(arguments)
         (folder / "partial.html").unlink(missing_ok=True)
     else:
+        lines = plan.select(plan.load(arguments.plan), arguments.scale, arguments.experiments)
+        for line in lines:  # a failed pack took its good members' results along; the store still has them
+            job = Job(line, store=arguments.store, results=arguments.results)
+            if not job.is_done():
+                job.remake()
         with tempfile.TemporaryDirectory() as scratch:
             arguments.folder = Path(scratch)
             for name in plan.exhibits(plan.load(arguments.plan), arguments.scale, arguments.experiments):
@@ -246,40 +274,101 @@ def _page(arguments: argparse.Namespace) -> str:
 def _publish(arguments: argparse.Namespace) -> int:
     from nap_bench.store import as_json, write_whole
     from nap_bench.tracking import TrackerError
+
+    lines = plan.load(arguments.plan)
+    exhibits = plan.exhibits(lines, arguments.scale, arguments.experiments)
+    try:
+        if not arguments.follow:
+            _publish_exhibits(arguments, lines, exhibits)
+        elif not _follow(arguments, lines, exhibits):
+            return 0
+    except TrackerError as error:
+        print(f"nap-bench publish: {error}", file=sys.stderr)
+        return 1
+    if arguments.done:
+        found = _found(arguments.results, [run_id for run_ids in exhibits.values() for run_id in run_ids])
+        write_whole(arguments.done, as_json({"runs": sorted(found)}))
+    return 0
+
+
+def _exhibit_files(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What is published about an exhibit besides its runs, as far as it exists."""
+    folder = arguments.results / arguments.scale
+    return {
+        "claims": folder / "claims" / f"{name}.json",
+        "scores": folder / "scores" / f"{name}.csv",
+        "figures": tuple(folder / "figures" / f"{name}.{suffix}" for suffix in ("svg", "png")),
+    }
+
+
+def _publish_exhibits(arguments: argparse.Namespace, lines: list[dict], exhibits: dict[str, list[str]]) -> None:
     from nap_bench.tracking.publish import Exhibit, publish
 
-    lines, folder = plan.load(arguments.plan), arguments.results / arguments.scale
-    exhibits = plan.exhibits(lines, arguments.scale, arguments.experiments)
     uses: dict[str, list[tuple[str, str, str]]] = {}
     for name in exhibits:
         for arm, setting, run_id in _places(lines, arguments.scale, name):
             uses.setdefault(run_id, []).append((name, arm, setting))
     results = _found(arguments.results, list(uses))
     described = {
-        name: Exhibit(
-            title=_experiment(name).TITLE,
-            paper=_experiment(name).PAPER,
-            claims=folder / "claims" / f"{name}.json",
-            scores=folder / "scores" / f"{name}.csv",
-            figures=tuple(folder / "figures" / f"{name}.{suffix}" for suffix in ("svg", "png")),
-        )
+        name: Exhibit(title=_experiment(name).TITLE, paper=_experiment(name).PAPER, **_exhibit_files(arguments, name))
         for name in exhibits
     }
-    try:
-        summary = publish(
-            [(result, uses[run_id]) for run_id, result in results.items()],
-            described,
-            scale=arguments.scale,
-            report=arguments.reports / arguments.scale / "index.html",
-            tracking_uri=arguments.tracking_uri,
-        )
-    except TrackerError as error:
-        print(f"nap-bench publish: {error}", file=sys.stderr)
-        return 1
+    summary = publish(
+        [(result, uses[run_id]) for run_id, result in results.items()],
+        described,
+        scale=arguments.scale,
+        report=arguments.reports / arguments.scale / "index.html",
+        tracking_uri=arguments.tracking_uri,
+    )
     print(f"Published: {summary}", file=sys.stderr)
-    if arguments.done:
-        write_whole(arguments.done, as_json({"tracking_uri": arguments.tracking_uri, "num_runs": len(results)}))
-    return 0
+
+
+def _follow(arguments: argparse.Namespace, lines: list[dict], exhibits: dict[str, list[str]]) -> bool:
+    """Publish exhibits of which something is new, until every run is done (True) or Ctrl-C (False).
+
+    Each round takes the tracker's lock for itself, so the workflow's own publish has its turn. Until scores exist runs
+    are published without them; the publish that finds scores supersedes those runs. A tracker that fails in the first
+    round is an error, later it is tried again.
+    """
+    import time
+
+    from nap_bench.store import result_path
+    from nap_bench.tracking import TrackerError
+
+    def stamps(name: str) -> dict[Path, tuple[int, int]]:
+        files = _exhibit_files(arguments, name)
+        paths = [result_path(arguments.results, run_id) for run_id in exhibits[name]]
+        paths += [files["claims"], files["scores"], *files["figures"]]
+        paths.append(arguments.reports / arguments.scale / "index.html")
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths if path.exists()}
+
+    planned = {run_id for run_ids in exhibits.values() for run_id in run_ids}
+    published: dict[str, dict] = {}
+    spoken, worked = time.monotonic(), False
+    try:
+        while True:
+            done = {run_id for run_id in planned if result_path(arguments.results, run_id).exists()}
+            found = {name: stamps(name) for name, run_ids in exhibits.items() if done & set(run_ids)}
+            new = {name: exhibits[name] for name in found if found[name] != published.get(name)}
+            failed = ""
+            if new:
+                try:
+                    _publish_exhibits(arguments, lines, new)
+                    published |= {name: found[name] for name in new}
+                    worked = True
+                except TrackerError as error:
+                    if not worked:
+                        raise
+                    failed = f"{error} Trying again in {FOLLOW_SECONDS:.0f} s. "
+            if new or time.monotonic() - spoken >= SILENT_SECONDS:
+                spoken = time.monotonic()
+                print(f"publish: {failed}{len(done)} of {len(planned)} runs are done", file=sys.stderr, flush=True)
+            if done == planned and not failed:
+                return True
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        print("publish: stopped following; `nap-bench publish` completes what is missing", file=sys.stderr)
+        return False
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
@@ -300,4 +389,33 @@ def _data(arguments: argparse.Namespace) -> int:
     files = importlib.import_module(f"nap_bench.data.{arguments.dataset}").download(arguments.data_dir)
     if arguments.done:
         write_whole(arguments.done, as_json({"dataset": arguments.dataset, "files": sorted(files)}))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from nap_bench.doctor import examine
+
+    return examine(
+        plan_path=arguments.plan,
+        store=arguments.store,
+        data_dir=arguments.data_dir,
+        tracking_uri=arguments.tracking_uri,
+        say=lambda line: print(line, flush=True),
+    )
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from nap_bench.catalogue import listed
+
+    for line in listed(arguments.kind, arguments.plan):
+        print(line)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from nap_bench.catalogue import shown
+
+    places = dict(plan_path=arguments.plan, store=arguments.store, results=arguments.results)
+    for line in shown(arguments.name, scale=arguments.scale, **places):
+        print(line)
     return 0

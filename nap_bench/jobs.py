@@ -20,7 +20,7 @@ from typing import Any
 
 from nap_bench import plan
 from nap_bench.spec import Run
-from nap_bench.store import STALE_SECONDS, Lease, RunFolder, as_json, leased, make_result, read_result, result_path, write_whole
+from nap_bench.store import STALE_SECONDS, Lease, LeaseLost, RunFolder, as_json, leased, make_result, read_result, result_path, write_whole
 
 LOOPS = {"supervised": ("nap_bench.train", "train"), "simulation": ("nap_bench.simulate", "simulate")}
 """A benchmark's `loop` -> module and function that does its runs; imported when one has to be done."""
@@ -36,16 +36,28 @@ class Job:
         self.run_id: str = line["run_id"]
 
     def is_done(self) -> bool:
-        """Whether the result is there and whole, made anew from a complete store entry if it was missing."""
+        """Whether the result is there and whole."""
         path = result_path(self.results, self.run_id)
-        if path.exists():
-            read_result(path)
-            return True
+        if not path.exists():
+            return False
+        read_result(path)
+        return True
+
+    def remake(self) -> bool:
+        """Make the result from a complete store entry, if there is one and nobody else is at it. Imports no torch."""
         spec = self.store / self.run_id / "spec.json"
-        if spec.exists() and (spec.parent / "done.json").exists():
-            make_result(RunFolder(self.store, Run.from_dict(json.loads(spec.read_text()))), self.results)
-            return True
-        return False
+        if not spec.exists() or not (spec.parent / "done.json").exists():
+            return False
+        run = Run.from_dict(json.loads(spec.read_text()))
+        if run.run_id != self.run_id:
+            raise ValueError(f"{spec} describes {run.run_id}: the folder was renamed or copied. Delete it: the run is made anew.")
+        folder = RunFolder(self.store, run)
+        with leased(folder) as lease:
+            if lease is None:
+                return False
+            make_result(folder, self.results)
+            folder.checkpoint.unlink(missing_ok=True)
+        return True
 
     def run(self) -> Run:
         run = plan.expand(self.line["run"])
@@ -61,10 +73,12 @@ class Job:
         module, function = LOOPS[BENCHMARKS[run.benchmark.name].loop]
         loop = getattr(importlib.import_module(module), function)
         folder = RunFolder(self.store, run)
+        made_with = environment(device)
         meter = Meter(self, lease, suite)
         control.report = meter.report
         ended = loop(run, folder, data_dir=data_dir, device=device, control=control)
-        write_whole(folder.environment, as_json({**environment(device), "resolved_model": ended["model"]}))
+        lease.check()
+        write_whole(folder.environment, as_json({**made_with, "resolved_model": ended["model"]}))
         write_whole(folder.done, as_json({"status": ended["status"], "cost": ended["cost"]}))
         make_result(folder, self.results)
         folder.checkpoint.unlink(missing_ok=True)
@@ -94,7 +108,7 @@ class Meter:
         cost, lost = ended["cost"], [s["seed"] for s in ended["status"] if s["status"] == "diverged"]
         note = f", DIVERGED at seeds {lost} (kept in the result)" if lost else ""
         say(f"[run] {self.name}: done, {cost['steps_per_second']:.0f} steps/s, {duration(cost['wall_seconds'])}{note}")
-        self.suite.tell()
+        self.suite.tell(last=self.suite.num_left() == 0)
 
 
 class Suite:
@@ -109,12 +123,15 @@ class Suite:
         found = [f"{exhibit}/{' '.join(filter(None, place))}" for exhibit, places in self.uses.get(run_id, {}).items() for place in places]
         return f"{found[0]}{' ...' if len(found) > 1 else ''} " if found else ""
 
-    def tell(self) -> None:
-        """Print the suite's line, unless another process did in the last LINE_SECONDS."""
+    def num_left(self) -> int:
+        return sum(not result_path(self.results, line["run_id"]).exists() for line in self.lines)
+
+    def tell(self, *, last: bool = False) -> None:
+        """Print the suite's line, unless another process did in the last LINE_SECONDS or this is the `last` run."""
         if not self.lines:
             return
         turn = self.store / ".suite-line"
-        if turn.exists() and time.time() - turn.stat().st_mtime < LINE_SECONDS:
+        if not last and turn.exists() and time.time() - turn.stat().st_mtime < LINE_SECONDS:
             return
         turn.touch()
         done = {line["run_id"] for line in self.lines if result_path(self.results, line["run_id"]).exists()}
@@ -164,9 +181,16 @@ def do(jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite, 
     0: every result is there.  1: some failed (named, with log).  75: asked to stop; checkpoints are written.
     A run that another process holds is left for the end and waited for.
     """
-    pending, failed = [job for job in jobs if not job.is_done()], []
+    pending, failed = [], []
+    for job in jobs:
+        try:
+            if not job.is_done() and not job.remake():
+                pending.append(job)
+        except (ValueError, OSError) as error:  # damaged files of one run must not lose the others
+            failed.append(job)
+            say(f"[run] {job.run_id} FAILED: {error}")
     if not pending:
-        return 0
+        return 1 if failed else 0
     import torch
 
     from nap_bench.train import Control, Interrupted
@@ -193,11 +217,16 @@ def do(jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite, 
                     with leased(folder) as lease:
                         if lease is None:
                             waiting.append(job)
-                        elif not job.is_done():
+                        elif folder.is_complete:
+                            make_result(folder, job.results)
+                        else:
                             job.train(lease, data_dir=data_dir, device=device, control=control, suite=suite)
                 except Interrupted as reason:
                     say(f"[run] {reason}")
                     return 75
+                except LeaseLost as reason:
+                    say(f"[run] {reason}")
+                    waiting.append(job)
                 except Exception as error:  # noqa: BLE001: a failing member must not lose the others; it is named, and exits 1
                     failed.append(job)
                     _record_failure(folder, error)

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+ROOT = Path(__file__).resolve().parents[1]
 SCALES = ("laptop", "workstation", "paper")
 SOURCES = (
     "nap_bench/spec.py",
@@ -43,12 +44,23 @@ def digest(root: Path | str) -> str:
     return hasher.hexdigest()
 
 
-def load(path: Path | str, root: Path | str = ".") -> list[dict[str, Any]]:
+def load(path: Path | str, root: Path | str = ROOT) -> list[dict[str, Any]]:
     """The plan's lines. Refuses a plan older than its sources; a user's own plan file has no digest and is taken as it is."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"No plan at {path}. Make it with: nap-bench plan")
-    header, *lines = (json.loads(line) for line in path.read_text().splitlines() if line.strip())
+    parsed = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            parsed.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}. Renew the plan with: nap-bench plan") from None
+        missing = {"run_id", "methods", "resources", "work", "uses", "run"} - set(parsed[-1]) if number > 1 else ()
+        if missing:
+            raise ValueError(f"{path}, line {number} lacks {', '.join(sorted(missing))}. Renew the plan with: nap-bench plan")
+    if not parsed:
+        raise ValueError(f"{path} is empty; wanted a header and a line per run. Renew it with: nap-bench plan")
+    header, *lines = parsed
     if header.get("digest") not in (None, digest(root)):
         raise ValueError(f"{path} is older than the sources it was made from. Renew it with: nap-bench plan")
     return lines
@@ -132,12 +144,13 @@ def exhibits(lines: list[dict], scale: str, experiments: list[str] = ()) -> dict
     return found
 
 
-def packs(lines: list[dict], size: int) -> dict[str, list[str]]:
+def packs(lines: list[dict], size: int, selected: list[dict] | None = None) -> dict[str, list[str]]:
     """Name -> ids of the runs that share one process. Only runs of the same exhibits and resource class are packed.
 
-    The composition follows from the plan alone, so it is the same whatever is done already. `work` (seed-updates) is levelled:
-    a pack takes at most `size` times the mean work of its kind.
+    Packs are cut from all lines of a scale, so they are the same whatever is done already; then only `selected` runs are kept.
+    `work` (seed-updates) is levelled: a pack takes at most `size` times the mean work of its kind.
     """
+    kept = {line["run_id"] for line in (lines if selected is None else selected)}
     kinds: dict[str, list[dict]] = {}
     for line in lines:
         first_scale = sorted(line["uses"])[0]
@@ -153,7 +166,8 @@ def packs(lines: list[dict], size: int) -> dict[str, list[str]]:
             pack.append(line["run_id"])
             work += line["work"]
         made[f"{kind}.{len(made)}"] = pack
-    return made
+    narrowed = {name: [run_id for run_id in pack if run_id in kept] for name, pack in made.items()}
+    return {name: pack for name, pack in narrowed.items() if pack}
 
 
 def _changed(part: dict[str, Any], registry: dict[str, type]) -> dict[str, Any]:
@@ -209,7 +223,7 @@ def _registries() -> dict[str, dict[str, type]]:
     return {"benchmark": BENCHMARKS, "methods": METHODS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 
 
-def make(root: Path | str = ".") -> str:
+def make(root: Path | str = ROOT) -> str:
     """The text of config/plan.jsonl, from every experiment at every scale. Refuses runs that cannot exist."""
     from nap_bench.benchmarks import BENCHMARKS
     from nap_bench.experiments import EXPERIMENTS

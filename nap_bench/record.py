@@ -18,6 +18,12 @@ class Recorder:
     def __init__(self, path: Path, seeds: tuple[int, ...], offset: int = 0):
         self.path, self.seeds = path, seeds
         self._pending: list[tuple[int, str, Tensor]] = []
+        found = path.stat().st_size if path.exists() else 0
+        if found < offset:
+            raise ValueError(
+                f"{path} has {found} bytes, its checkpoint vouches for {offset}: rows were lost. Delete the run's folder "
+                f"{path.parent}: the run starts from its beginning."
+            )
         with open(path, "ab") as file:
             file.truncate(offset)
         if offset == 0:

@@ -14,7 +14,8 @@ import torch
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     """A CPU generator for one purpose of one seed, e.g. generator(3, "labels", task).
 
-    The stream is keyed by a 64-bit BLAKE2b hash of the arguments: different arguments give unrelated streams.
+    The stream is keyed by a BLAKE2b hash of the arguments, of which torch's CPU generator (mt19937) keeps 32 bits: two different
+    arguments share a stream with probability 2^-32.
     """
     key = "/".join([str(seed), purpose, *map(str, counters)])
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()

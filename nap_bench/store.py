@@ -4,8 +4,8 @@
     results/runs/<run_id>.json   made whole from a complete folder; all that scores, claims, report and MLflow read
 
 The store is no output of the workflow, so resuming, retrying, requeueing and sharing runs between scales are harmless. A file
-is written under a fixed temporary name, flushed, and renamed: it is whole or absent, and a killed writer leaves no litter that
-the next one does not overwrite.
+is written under a temporary name of its writer, flushed, and renamed: it is whole or absent. What a killed writer left is removed
+by the next one that writes the same file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ SPARE_BYTES = 100 * 2**20
 def write_whole(path: Path, data: bytes | str) -> None:
     """Replace a file by new content, whole or not at all. A full disk is a clear OSError and leaves the old content."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{path.name}.{host}.*.tmp"):
+        if not _process_exists(int(left.name.split(".")[-2])):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
     data = data.encode() if isinstance(data, str) else data
     try:
         with open(temporary, "wb") as file:
@@ -180,15 +184,21 @@ class Lease:
         aside.unlink()
         return True
 
+    def check(self) -> None:
+        """Raise LeaseLost if somebody else took over."""
+        if self.holder().get("token") != self.token:
+            raise LeaseLost(f"{self.path}: taken over by {self.holder() or 'nobody'}; this process stops without writing.")
+
     def beat(self, **progress: Any) -> None:
         """Renew the heartbeat, at most every BEAT_SECONDS. Raises LeaseLost if somebody else took over."""
         now = time.monotonic()
         if now - self._last < BEAT_SECONDS:
             return
         self._last = now
-        if self.holder().get("token") != self.token:
-            raise LeaseLost(f"{self.path}: taken over by {self.holder() or 'nobody'}; this process stops without writing.")
-        self.path.write_text(self._content(**progress))
+        self.check()
+        aside = self.path.with_name(f".{self.token}.beat")
+        aside.write_text(self._content(**progress))
+        os.replace(aside, self.path)
 
     def release(self) -> None:
         if self.holder().get("token") == self.token:
@@ -227,7 +237,16 @@ def result_path(results: Path | str, run_id: str) -> Path:
 
 def make_result(folder: RunFolder, results: Path | str) -> Path:
     """Make results/runs/<run_id>.json from a complete folder. Equal folders give equal bytes, timings aside."""
-    done = json.loads(folder.done.read_text())
+    try:
+        done, environment, metrics = (
+            json.loads(folder.done.read_text()),
+            json.loads(folder.environment.read_text()),
+            _pivot(folder.metrics, folder.run.seeds),
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"The store's entry {folder.path} is damaged ({type(error).__name__}: {error}). Delete the folder: the run is made anew."
+        ) from None
     result = {
         "format": FORMAT,
         "protocol": folder.run.protocol,
@@ -235,8 +254,8 @@ def make_result(folder: RunFolder, results: Path | str) -> Path:
         "cell_id": folder.run.cell_id,
         "spec": folder.run.as_dict(),
         "status": done["status"],
-        "metrics": _pivot(folder.metrics, folder.run.seeds),
-        "environment": json.loads(folder.environment.read_text()),
+        "metrics": metrics,
+        "environment": environment,
         "cost": done["cost"],
     }
     path = result_path(results, folder.run.run_id)
@@ -281,11 +300,14 @@ def check_protocol(results: Path | str) -> None:
     """Refuse a results folder of another protocol before any work; mark a new one."""
     marker = Path(results) / "protocol.json"
     if marker.exists():
-        found = json.loads(marker.read_text()).get("protocol")
+        try:
+            found = json.loads(marker.read_text()).get("protocol")
+        except json.JSONDecodeError:
+            found = "unreadable"
         if found != PROTOCOL:
             raise ValueError(
                 f"{results}/ was made under protocol {found}, this version is protocol {PROTOCOL}: their numbers are not "
                 f"comparable. Move the folder away, or set results_dir in config/config.yaml to a new one."
             )
     else:
-        write_whole(marker, as_json({"protocol": PROTOCOL}))
+        write_whole(marker, as_json({"protocol": PROTOCOL}))  # several at once write the same bytes

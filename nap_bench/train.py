@@ -17,6 +17,7 @@ from nap_bench import checkpoint, update
 from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.methods import stack_of
 from nap_bench.metrics import norms, plasticity
+from nap_bench.metrics.flow import Flow
 from nap_bench.models.roles import Role
 from nap_bench.record import Recorder
 from nap_bench.schedules import SCHEDULES
@@ -91,7 +92,7 @@ class Cost:
 def diagnose(state: TrainState, acts: dict[str, Tensor], before_SP: Tensor) -> dict[str, Tensor]:
     """Diagnostics [S] after an update. acts: post-activations on the memorised set; before_SP: parameters before the update.
 
-    Dead lanes (diverged seeds) read NaN.
+    Those of diverged seeds mean nothing; `train` records NaN for them.
     """
     layers = list(acts.values())
     width = sum(layer.shape[2] for layer in layers)
@@ -119,8 +120,7 @@ def diagnose(state: TrainState, acts: dict[str, Tensor], before_SP: Tensor) -> d
     for quantity in ("effective_learning_rate", "relative_update"):
         layers_S = [found[f"probe/{quantity}/{name}"].log() for name in hidden]
         found[f"probe/{quantity}"] = torch.stack(layers_S).mean(dim=0).exp()  # geometric mean over hidden layers
-    nan = torch.tensor(float("nan"), device=state.device)
-    return {name: torch.where(state.alive, values_S, nan) for name, values_S in found.items()}
+    return found
 
 
 def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, control: Control) -> dict:
@@ -137,14 +137,21 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     state = build(stack.transform_model(run.model), run.optimizer, run.seeds, benchmark.shapes, device, run.precision)
     for method in stack:
         state.slots[method.name] = method.setup(state)
+    flow = Flow(state) if benchmark.flow else None
     online, cost, offset = Online.empty(state), Cost(), 0
     if saved := checkpoint.load(folder.checkpoint, run.run_id, device):
         state.load_state_dict(saved["state"])
         online, offset = Online(*saved["online"]), saved["offset"]
         cost = Cost(saved["wall_seconds"], saved["num_sessions"])
+        if flow:
+            flow.memory = saved["flow"]
     cost.num_sessions += 1
     recorder = Recorder(folder.metrics, run.seeds, offset)
     eval_steps, total, per_task = benchmark.eval_steps(), benchmark.num_steps, benchmark.steps_per_task
+
+    def log(name: str, values_S: Tensor) -> None:
+        """A diverged seed has no numbers: it is NaN in everything recorded from then on."""
+        recorder.log(state.step, name, torch.where(state.alive, values_S, torch.nan))
 
     def save() -> None:
         content = {
@@ -153,6 +160,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
             "offset": recorder.flush(),
             "wall_seconds": cost.seconds(),
             "num_sessions": cost.num_sessions,
+            "flow": flow and flow.memory,
         }
         checkpoint.save(folder.checkpoint, run.run_id, device, content)
 
@@ -168,19 +176,25 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         out_SBK = update.forward(state, stack, inputs)
         losses_S = benchmark.loss(out_SBK, y_SB)
         online.add(losses_S, out_SBK, y_SB)
-        before_SP = state.eval_params.clone() if step + 1 in eval_steps else None
+        before_SP = state.eval_params.clone() if flow or step + 1 in eval_steps else None
         update.grad_step(state, [losses_S], stack)
+        if flow:
+            flow.add(state, before_SP)
         update.tail(state, stack)
 
-        if before_SP is not None:
+        if state.step in eval_steps:
             evaluated = benchmark.evaluate(state, data)
+            state.alive &= torch.isfinite(evaluated["loss"])  # after the last update nothing else would notice
             for name, values_S in diagnose(state, evaluated.pop("acts"), before_SP).items():
-                recorder.log(state.step, name, values_S)
-            recorder.log(state.step, "online/loss", online.loss_S / online.num_steps)
-            recorder.log(state.step, "online/accuracy", online.correct_S / online.num_steps)
+                log(name, values_S)
+            if flow:
+                for name, values_S in flow.read().items():
+                    log(name, values_S)
+            log("online/loss", online.loss_S / online.num_steps)
+            log("online/accuracy", online.correct_S / online.num_steps)
             if state.step % per_task == 0:
                 for name, values_S in evaluated.items():
-                    recorder.log(state.step, f"task_end/{name}", values_S)
+                    log(f"task_end/{name}", values_S)
             online = Online.empty(state)
 
         now = time.perf_counter()

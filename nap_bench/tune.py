@@ -1,8 +1,8 @@
 """`nap-bench tune`: choose hyperparameters on tuning seeds, and write config/tuned.json.
 
-Learning rates are chosen by first-task accuracy alone, on tuning seeds: the largest mean at the task's end, to the nearest
-hundredth; arms at the ceiling are told apart by how soon they get there (mean online accuracy over the first task). No reported
-seed is looked at. What an exhibit declares in `sweep_late` (a rival's own hyperparameter) is chosen by late accuracy.
+One learning rate is chosen for all arms that are compared with each other, as in the paper (B.4: one "such that every network solves
+each single task"), by first-task accuracy alone, on tuning seeds: the rate whose worst arm does best, at the task's end to the
+nearest hundredth, then by how soon it gets there (mean online accuracy over the first task). No reported seed is looked at. What an exhibit declares in `sweep_late` (a rival's own hyperparameter) is chosen by late accuracy.
 """
 
 from __future__ import annotations
@@ -29,6 +29,22 @@ Tried = tuple[dict[str, float], Entry]
 def winner(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The trial with the largest scores, compared in order; on a tie the one tried first (grids increase)."""
     return max(trials, key=lambda trial: tuple(trial["scores"].values()))
+
+
+def shared(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Arm -> hyperparameters: for arms that share a group (what stands before "/" in their names), the trial whose worst arm does best.
+
+    tables: arm -> trials, in the order of one grid for all arms of a group.
+    """
+    groups: dict[str, list[str]] = {}
+    for arm in tables:
+        groups.setdefault(arm.rpartition("/")[0], []).append(arm)
+    chosen = {}
+    for arms in groups.values():
+        worst = [min(tuple(trial["scores"].values()) for trial in trials) for trials in zip(*(tables[a] for a in arms), strict=True)]
+        best = worst.index(max(worst))
+        chosen |= {arm: tables[arm][best]["hyper"] for arm in arms}
+    return chosen
 
 
 def first_task(labelled: Labelled) -> dict[str, float]:
@@ -58,9 +74,9 @@ def tune(scale: str, *, store: Path, results: Path, data_dir: str | None, device
             continue
         places = dict(store=store, results=results, data_dir=data_dir, device=device)
         tables = _tried(module.sweep(scale, TUNING_SEEDS), first_task, **places)
-        chosen = {arm: winner(trials)["hyper"] for arm, trials in tables.items()}
+        chosen = shared(tables)
         for arm, trials in tables.items():
-            best = winner(trials)["scores"]["first_task_accuracy"]
+            best = next(trial for trial in trials if trial["hyper"] == chosen[arm])["scores"]["first_task_accuracy"]
             say(f"[tune] {exhibit} {arm}: {chosen[arm]}, first-task accuracy {best}{'' if best >= ENOUGH else ', TOO LOW'}")
         late_tables = {}
         if hasattr(module, "sweep_late"):

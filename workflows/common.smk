@@ -20,14 +20,14 @@ except ValueError as error:
     raise WorkflowError(str(error)) from None
 
 EXHIBITS = plan.exhibits(LINES, SCALE, config["experiments"])
-PACKS = plan.packs(LINES, config["pack_size"])
+PACKS = plan.packs([line for line in ALL_LINES if SCALE in line["uses"]], config["pack_size"], LINES)
 DATASETS = {line["run_id"]: line["data"] for line in LINES if "data" in line}
 AT = ["--scale", SCALE, "--plan", config["plan"], "--results", RESULTS]
 STORE = ["--store", config["store_dir"]]
 ONLY = ["--experiments", *config["experiments"]] if config["experiments"] else []
 REPORT = f"{config['reports_dir']}/{SCALE}/index.html"
 PUBLISHED = f"{RESULTS}/{SCALE}/published.json"
-QUICK = "fig1_dead_units"
+QUICK = next((name for name in ("fig1_dead_units", *EXHIBITS) if name in EXHIBITS), "nothing_selected")
 QUICK_REPORT = f"{config['reports_dir']}/quick/{SCALE}/index.html"
 HELD = []
 

@@ -5,7 +5,5 @@ rule data:
     log:
         "logs/data/{dataset}.log",
     retries: 2
-    params:
-        folder=config["data_dir"],
     shell:
-        "nap-bench data {wildcards.dataset} --data-dir {params.folder:q} --done {output:q} 2>&1 | tee {log:q} >&2"
+        "nap-bench data {wildcards.dataset} --data-dir {config[data_dir]:q} --done {output:q} 2>&1 | tee {log:q} >&2"

@@ -1,4 +1,5 @@
 # Runs, a few to a process. Outputs are only the small results; the store that makes them resumable is not Snakemake's.
+# How they run (device, folders) is not among the params: changing it must not delete finished results.
 for pack, members in PACKS.items():
 
     rule:
@@ -11,11 +12,7 @@ for pack, members in PACKS.items():
         log:
             f"logs/run/{pack}.log",
         threads: 1
-        params:
-            ids=members,
-            at=AT,
-            how=[*STORE, "--device", config["device"], "--data-dir", config["data_dir"]],
-            seconds=config["checkpoint_seconds"],
         shell:
-            "nap-bench run --pack {params.at:q} {params.how:q} --checkpoint-seconds {params.seconds} {params.ids:q}"
-            " 2> >(tee -a {log:q} >&2)"
+            "nap-bench run --pack --scale {config[scale]} --plan {config[plan]:q} --results {config[results_dir]:q}"
+            " --store {config[store_dir]:q} --device {config[device]} --data-dir {config[data_dir]:q}"
+            " --checkpoint-seconds {config[checkpoint_seconds]} {output:q} 2> >(tee -a {log:q} >&2)"

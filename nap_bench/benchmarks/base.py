@@ -25,6 +25,8 @@ class SupervisedBenchmark(Component):
     resources: ClassVar[str] = "small"
 
     steps_per_task: int
+    flow: bool = False
+    """Whether every update is measured for the gradient-flow check (metrics/flow.py): it costs one copy of the parameters."""
 
     @property
     def num_steps(self) -> int:

@@ -24,7 +24,12 @@ class Dataset(NamedTuple):
     downloaded: bool  # or embedded in a dependency
 
 
-DATASETS = {"digits": Dataset((1, 8, 8), 10, False), "mnist": Dataset((1, 28, 28), 10, True), "patches": Dataset((3, 8, 8), 10, False)}
+DATASETS = {
+    "cifar10": Dataset((3, 32, 32), 10, True),
+    "digits": Dataset((1, 8, 8), 10, False),
+    "mnist": Dataset((1, 28, 28), 10, True),
+    "patches": Dataset((3, 8, 8), 10, False),
+}
 """By the name of their module in nap_bench.data."""
 
 STEPS_PER_CHUNK = 1024
@@ -45,6 +50,7 @@ class RandomLabels(SupervisedBenchmark):
 
     jacobian_examples: of how many images the Jacobian norm is taken at a task's end; 0 for not at all.
     probes_per_task: how often within a task the diagnostics are taken, evenly spaced, the last at its end.
+    flow: also measure every update (metrics/flow.py) and record it with the diagnostics.
     """
 
     name: ClassVar[str] = "random_labels"
@@ -56,11 +62,12 @@ class RandomLabels(SupervisedBenchmark):
     batch_size: int
     probes_per_task: int = 1
     jacobian_examples: int = later(0)
+    flow: bool = later(False)
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
             raise ValueError(nearest(self.dataset, DATASETS, "dataset of random_labels"))
-        if not 0 < self.probes_per_task <= self.steps_per_task or min(self.num_examples, self.batch_size) < 1:
+        if not 0 < self.probes_per_task <= self.steps_per_task or min(self.num_examples, self.batch_size, self.num_tasks) < 1:
             raise ValueError(f"random_labels wants positive sizes, at most one probe per step; found {self}.")
 
     @property

@@ -15,9 +15,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 ATTEMPTS = 3
 """Rounds over all mirrors, one second longer apart each time."""
@@ -67,10 +68,6 @@ def fetch(path: Path, urls: Sequence[str], content: Content, say: Callable[[str]
                 resolved = resolved or not isinstance(reason, socket.gaierror)
                 reasons[url] = str(reason) or type(reason).__name__
                 say(f"{path.name}: {url}: {reasons[url]}")
-            except OSError as error:
-                raise ValueError(
-                    f"Cannot write {path}: {error.strerror}. Make room there or name another folder."
-                ) from error
             else:
                 say(f"{path}: {content.num_bytes / 1e6:.1f} MB from {url}, checksum as published")
                 return
@@ -82,23 +79,44 @@ def fetch(path: Path, urls: Sequence[str], content: Content, say: Callable[[str]
     )
 
 
-def _fetch_once(path: Path, url: str, content: Content, say: Callable[[str], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(name)
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the place of `path` once the block ends without an error; else `path` is as it was.
+
+    Raises ValueError if it cannot be written; network errors of the block pass.
+    """
+    part = None
     try:
-        with os.fdopen(handle, "wb") as file, _Notices(url, part, content.num_bytes, say):
-            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
-                while piece := answer.read(1 << 16):
-                    file.write(piece)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part", dir=path.parent, delete=False) as file:
+            part = Path(file.name)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        if problem := content.problem(part):
-            raise ConnectionError(problem)
         part.chmod(0o644)
         part.replace(path)
+    except NETWORK_ERRORS:
+        raise
+    except OSError as error:
+        raise ValueError(f"Cannot write {path}: {error.strerror}. Make room there or name another folder.") from error
     finally:
-        part.unlink(missing_ok=True)
+        if part:
+            part.unlink(missing_ok=True)
+
+
+def say_line(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def _fetch_once(path: Path, url: str, content: Content, say: Callable[[str], object]) -> None:
+    with whole(path) as file, _Notices(url, Path(file.name), content.num_bytes, say):
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
+            while piece := answer.read(1 << 16):
+                file.write(piece)
+        file.flush()
+        if problem := content.problem(Path(file.name)):
+            raise ConnectionError(problem)
 
 
 class _Notices:

@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nap_bench.data.download import Content, fetch
+from nap_bench.data.download import Content, fetch, say_line
 from nap_bench.data.images import LabelledImages, standardise
+from nap_bench.data.published import Published
 from nap_bench.data.torchvision_import import import_torchvision
 
 COMPRESSED = {
@@ -56,56 +57,29 @@ def load(data_dir: str | Path | None) -> LabelledImages:
 def verify(data_dir: str | Path | None) -> dict[str, Path]:
     """Name -> file, packed or not, of all four files under data_dir, their sizes and checksums as published.
 
-    A packed file is preferred to an unpacked one. Raises ValueError naming every file that is missing or wrong, what
-    was wanted and found, where, and what to do. Standard library only, 0.1 s.
+    A packed file is preferred to an unpacked one. Raises ValueError naming every file that is missing or wrong.
+    Standard library only, 0.1 s.
     """
-    if data_dir is None:
-        raise ValueError("MNIST wants a data_dir: set it in the config; `nap-bench data mnist` downloads it there.")
-    root = Path(data_dir)
-    files = {name: _find(root, name) for name in COMPRESSED}
-    problems = [
-        f"  {name}.gz is missing" if path is None else f"  {path} is {problem}"
-        for name, path in files.items()
-        if path is None or (problem := _wanted(path).problem(path))
-    ]
-    if problems:
-        folders = ", ".join(str(root / folder) for folder in FOLDERS)
-        raise ValueError(
-            f"MNIST: {len(problems)} of {len(files)} files cannot be used.\n"
-            + "\n".join(problems)
-            + f"\nLooked in {folders}, for .gz or unpacked files. "
-            + "Run `nap-bench data mnist` to download what is missing or wrong, or name another data_dir."
-        )
-    return files
+    return _published().verify(data_dir)
 
 
 def download(
-    data_dir: str | Path, *, mirrors: Sequence[str] = MIRRORS, say: Callable[[str], object] | None = None
+    data_dir: str | Path, *, mirrors: Sequence[str] = MIRRORS, say: Callable[[str], object] = say_line
 ) -> dict[str, Path]:
     """Fetch what is missing or wrong (at most 11.6 MB) to data_dir/MNIST/raw; check and return files as `verify` does.
 
     say: receives lines of progress; prints them by default. Files appear whole or not at all; good ones stay untouched.
     Raises ValueError, in one line, without a network.
     """
-    say = say or _print
-    root = Path(data_dir)
+    published, root = _published(), Path(data_dir)
     for name, content in COMPRESSED.items():
-        path = _find(root, name)
-        if path is not None and _wanted(path).problem(path) is None:
-            say(f"{path}: already there, checksum as published")
+        if published.problem(root, name) is None:
+            say(f"{published.find(root, name)[0]}: already there, checksum as published")
         else:
             fetch(root / FOLDERS[0] / f"{name}.gz", [f"{mirror}{name}.gz" for mirror in mirrors], content, say)
     return verify(root)
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)
-
-
-def _find(root: Path, name: str) -> Path | None:
-    places = (root / folder / f"{name}{suffix}" for folder in FOLDERS for suffix in (".gz", ""))
-    return next((path for path in places if path.is_file()), None)
-
-
-def _wanted(path: Path) -> Content:
-    return COMPRESSED[path.stem] if path.suffix == ".gz" else UNPACKED[path.name]
+def _published() -> Published:
+    files = {name: {f"{name}.gz": COMPRESSED[name], name: UNPACKED[name]} for name in COMPRESSED}
+    return Published("MNIST", "mnist", FOLDERS, files)

@@ -20,7 +20,8 @@ DEVIATIONS = (
     "Network and data: a perceptron on images of digits; the paper's Fig. 2 used a small convolutional network on CIFAR-10.",
     "Laptop scale: 224 of scikit-learn's 8x8 digits, 3 x 64 units, batch 64, labels re-drawn every 250 updates, 25 tasks. "
     "Workstation and paper scale: MNIST; batch size, number of images and seeds are ours (not given).",
-    "Learning rates: per arm, the best first-task accuracy on tuning seeds (at its end, then online). Weight decay, NaP's rival, is tuned on the late "
+    "Learning rate: one for all arms, the one whose worst arm has the best first-task accuracy on tuning seeds (at its end, then "
+    "online), so that every network solves a single task (the paper's rule, B.4). Weight decay, NaP's rival, is tuned on the late "
     "accuracy itself (also on tuning seeds): the rival is given more tuning than NaP.",
     "Scale and offset of the norms are free in every arm, so that NaP and 'norm only' differ in the projection alone.",
     "'Projection only' keeps its biases, unprojected; 'NaP, head too' projects the final layer, which the paper does not.",

@@ -19,7 +19,8 @@ DEVIATIONS = (
     "Network: a perceptron; the paper's Fig. 1 used a DQN-style convolutional network (B.1), whose kernel sizes it does not give.",
     "Laptop scale: 96 of scikit-learn's 8x8 digits, 3 x 64 units, labels re-drawn every 250 updates, 8 tasks. Workstation "
     "and paper scale: MNIST; the number of tasks, batch size, learning rates and number of seeds are ours (not given).",
-    "Learning rates: per arm, the best first-task accuracy on tuning seeds (`nap-bench tune`); untuned scales use the "
+    "Learning rates: one per optimiser for all networks, the one whose worst network has the best first-task accuracy on tuning "
+    "seeds (`nap-bench tune`); untuned scales use the "
     "declared defaults in this file.",
     "A dead unit is zero on every memorised image (the paper's definition is not given); the fraction is over all hidden layers.",
     "Batches are drawn without replacement, pass after pass; norm layers have a learnable scale and offset and no bias before them.",

@@ -22,7 +22,8 @@ DEVIATIONS = (
     "pooling, batch size, updates per task and how many images are memorised are ours (not given).",
     "LayerNorm's statistics are over channels, height and width, its scale and offset per channel (axes not given).",
     "The Jacobian norm is that of the outputs with respect to the inputs, root mean square over images (definition not given).",
-    "Learning rates: per arm, the best first-task accuracy on tuning seeds; untuned scales use the paper's 1e-4 (B.4).",
+    "Learning rate: one for all arms, the one whose worst arm has the best first-task accuracy on tuning seeds; untuned scales "
+    "use the paper's 1e-4 (B.4).",
     "Scale and offset of the norms are free in both normalised arms, so that they differ in the projection alone.",
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from nap_bench.methods.base import Method, Phase, Stack
 from nap_bench.methods.implicit_schedule import ImplicitSchedule
 from nap_bench.methods.layer_norm import LayerNorm
@@ -29,7 +31,7 @@ __all__ = ["METHODS", "Method", "Phase", "Stack", "parse_stack", "stack_of"]
 def parse_stack(text: str) -> tuple[Part, ...]:
     """`nap+weight_decay(coef=0.1)` -> parts, in canonical order; `baseline` or empty text is no method at all.
 
-    Values are Python literals: `nap(head=True, norm='rms')`.
+    Values are Python literals, of the type of the parameter's default: `nap(head=True, norm='rms')`.
     """
     import ast
 
@@ -46,11 +48,36 @@ def parse_stack(text: str) -> tuple[Part, ...]:
             name, keywords = (term.func.id, term.keywords) if isinstance(term, ast.Call) else (term.id, [])
             if name not in METHODS:
                 raise ValueError(nearest(name, METHODS, "method"))
-            parts.append((name, {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}))
+            if isinstance(term, ast.Call) and (term.args or any(keyword.arg is None for keyword in keywords)):
+                raise SyntaxError("parameters are named")
+            parts.append((name, {keyword.arg: _literal(keyword.value) for keyword in keywords}))
     except (SyntaxError, AttributeError):
         raise ValueError(f"Cannot read the stack {text!r}. Wanted something like nap+weight_decay(coef=0.1).") from None
+    for name, params in parts:
+        _check_types(METHODS[name], params)
     built = [Part(name, METHODS[name].version, tuple(params.items())).build(METHODS, "method") for name, params in parts]
     return tuple(sorted((Part.of(method) for method in built), key=lambda part: part.name))
+
+
+def _literal(node) -> object:
+    import ast
+
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise SyntaxError("not a literal") from None
+
+
+def _check_types(method: type[Method], params: dict[str, object]) -> None:
+    """Refuse a value of another type than its default's: 1.0 for 1 would be the same run under another name."""
+    for field in dataclasses.fields(method):
+        if field.name not in params or field.default is None:
+            continue
+        value, kind = params[field.name], type(field.default)
+        if kind is float and type(value) is int:
+            params[field.name] = float(value)
+        elif type(value) is not kind:
+            raise ValueError(f"{method.name} wants {field.name} of type {kind.__name__}; found {value!r}.")
 
 
 def stack_of(parts: tuple[Part, ...]) -> Stack:

@@ -53,6 +53,8 @@ class NaP(Method):
     def why_not(self, run: Run) -> str | None:
         if self.scale_offset == "joint" and run.model.activation != "relu":
             return f"scale_offset='joint' needs a positively homogeneous activation, found {run.model.activation!r}"
+        if self.scale_offset != "free" and self.norm == "none":
+            return f"scale_offset={self.scale_offset!r} has nothing to act on where norm='none'"
         return None
 
     def transform_model(self, spec: ModelSpec) -> ModelSpec:

@@ -102,6 +102,7 @@ def test_optimizer_reset_forgets_moments_and_step_count():
         ("nap+layer_norm", "both set the model's 'norm'"),
         ("layer_norm+rms_norm", "both set the model's 'norm'"),
         ("nap+nap", "twice"),
+        ("nap(norm='none', scale_offset='decay')", "nothing to act on"),
     ],
 )
 def test_an_impossible_stack_says_why(stack, reason):
@@ -118,6 +119,12 @@ def test_an_impossible_stack_says_why(stack, reason):
         ("napp", "Did you mean 'nap'"),
         ("nap(perod=3)", "Did you mean 'period'"),
         ("nap+", "Cannot read the stack"),
+        ("weight_decay(0.5)", "Cannot read the stack"),
+        ("nap(**{})", "Cannot read the stack"),
+        ("nap(decay=x)", "Cannot read the stack"),
+        ("nap(period=2.5)", "period of type int; found 2.5"),
+        ("nap(head=1)", "head of type bool; found 1"),
+        ("weight_decay(coef=None)", "coef of type float"),
         ("nap(norm='batch')", "norm of nap"),
         ("nap(period=0)", "period >= 1"),
         ("weight_decay(coef=-1)", "coef >= 0"),

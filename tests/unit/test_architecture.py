@@ -11,14 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "nap_bench"
 LAYERS = [
-    {"spec", "rng", "stats", "schedules"},
+    {"spec", "nap", "rng", "stats", "schedules"},
     {"models"},
     {"optimizers", "state"},
     {"metrics", "data"},
     {"methods", "benchmarks", "record", "checkpoint", "store"},
     {"update"},
     {"train", "simulate"},
-    {"plan", "jobs", "tune", "experiments", "report", "tracking", "cli"},
+    {"plan", "jobs", "tune", "experiments", "report", "tracking", "catalogue", "doctor", "cli"},
 ]
 """Bottom first; a module imports from its own layer and those before it, lazy imports included."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -61,7 +61,7 @@ def test_every_module_of_a_registry_is_listed(folder, registry):
     assert homes == modules
 
 
-@pytest.mark.parametrize("module", ["cli", "plan", "store", "jobs", "experiments", "report.claims", "report.page", "tracking.publish"])
+@pytest.mark.parametrize("module", ["cli", "catalogue", "doctor", "plan", "store", "jobs", "experiments", "report.claims", "report.page", "tracking.publish"])
 def test_what_needs_no_torch_does_not_import_it(module):
     code = f"import sys, nap_bench.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'matplotlib.pyplot')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

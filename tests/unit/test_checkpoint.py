@@ -39,6 +39,12 @@ def test_resuming_on_another_kind_of_device_is_refused(tmp_path):
         checkpoint.load(tmp_path / "c", "run", "cpu")
 
 
+def test_a_table_shorter_than_its_checkpoint_says_is_refused(tmp_path):
+    (tmp_path / "m.csv").write_text("step,seed,metric,value\n")
+    with pytest.raises(ValueError, match="has 23 bytes, its checkpoint vouches for 400"):
+        Recorder(tmp_path / "m.csv", (0,), 400)
+
+
 def test_the_table_keeps_every_bit_and_cuts_off_what_no_checkpoint_vouches_for(tmp_path):
     recorder = Recorder(tmp_path / "m.csv", (4, 7))
     values = torch.tensor([1 / 3, float("nan")])

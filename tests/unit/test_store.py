@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -43,10 +44,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "first" and os.listdir(path.parent) == ["file"]
 
 
-def test_what_a_killed_writer_left_is_overwritten_by_the_next(tmp_path):
-    (tmp_path / ".file.tmp").write_text("half")
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / f".file.{socket.gethostname()}.{ended.pid}.tmp").write_text("half")
     store.write_whole(tmp_path / "file", "whole")
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "whole"
+
+
+def test_many_processes_writing_one_file_at_once_all_succeed(tmp_path):
+    code = (
+        "import sys; from nap_bench.store import check_protocol, write_whole; from pathlib import Path\n"
+        "for _ in range(60): write_whole(Path(sys.argv[1]) / 'file', 'x' * 50_000)\n"
+        "check_protocol(sys.argv[1])"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(6)]
+    assert [process.wait() for process in processes] == [0] * 6
+    assert (tmp_path / "file").stat().st_size == 50_000 and sorted(os.listdir(tmp_path)) == ["file", "protocol.json"]
 
 
 def test_a_result_holds_the_table_by_metric_step_and_seed_with_null_for_not_finite(folder, tmp_path):
@@ -61,7 +75,7 @@ def test_a_result_is_remade_from_the_store_without_torch(folder, tmp_path):
     code = (
         "import sys; from pathlib import Path; from nap_bench.jobs import Job\n"
         f"job = Job({{'run_id': {RUN.run_id!r}}}, store=Path({str(tmp_path / 'store')!r}), results=Path({str(tmp_path / 'results')!r}))\n"
-        "assert job.is_done(); sys.exit('torch' in sys.modules)"
+        "assert not job.is_done() and job.remake() and job.is_done(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert store.result_path(tmp_path / "results", RUN.run_id).exists()
@@ -101,6 +115,13 @@ def test_a_disk_without_room_is_refused_before_any_work(folder, monkeypatch):
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("usage", (), {"free": 2**20})())
     with pytest.raises(OSError, match="wanted 100 MiB free, found 1 MiB"):
         folder.open()
+
+
+def test_a_damaged_store_entry_is_named_with_what_to_do(folder, tmp_path):
+    complete(folder)
+    folder.done.write_text("{")
+    with pytest.raises(ValueError, match="is damaged.*Delete the folder"):
+        store.make_result(folder, tmp_path / "results")
 
 
 def test_a_second_process_does_not_get_the_lease_and_gets_it_after_release(folder):

@@ -69,12 +69,13 @@ def snakemake(folder: Path, *arguments: str, **config: Any) -> subprocess.Comple
 
 
 def fingerprint(results: Path) -> dict[str, str]:
-    """File -> SHA-256 of everything under results/, timings aside (`cost`, and the environment of the moment, of a run)."""
+    """File -> SHA-256 of everything under results/, timings and the moment's environment aside."""
     found = {}
     for path in sorted(path for path in results.rglob("*") if path.is_file()):
         content = path.read_bytes()
         if path.parent.name == "runs":
             result = json.loads(content)
-            content = json.dumps({k: v for k, v in result.items() if k not in ("cost", "environment")}).encode()
+            result["environment"] = result["environment"]["resolved_model"]
+            content = json.dumps({k: v for k, v in result.items() if k != "cost"}).encode()
         found[str(path.relative_to(results))] = hashlib.sha256(content).hexdigest()
     return found

@@ -74,6 +74,7 @@ def test_a_failed_run_is_named_in_the_report_and_in_the_exit_code(tmp_path):
     partial = tmp_path / "reports" / "laptop" / "partial.html"
     html = partial.read_text()
     assert broken["run_id"] in html and "is damaged" in html
+    assert f"{len(planned) - 1} of {len(planned)} runs done" in html, "the good runs of the same pack count"
     assert all((tmp_path / "results" / "runs" / f"{line['run_id']}.json").exists() for line in planned if line != broken)
     (tmp_path / "store" / broken["run_id"] / "checkpoint").unlink()
     mended = small.snakemake(tmp_path)
@@ -97,6 +98,7 @@ def test_a_diverged_seed_is_reported_as_diverged_and_its_suite_succeeds(tmp_path
     assert "DIVERGED at seeds [0, 1]" in done.stdout
     result = json.loads((tmp_path / "results" / "runs" / f"{run.run_id}.json").read_text())
     assert [entry["status"] for entry in result["status"]] == ["diverged", "diverged"]
+    assert all(values == [None, None] for values in result["metrics"]["task_end/accuracy"]["values"])
     assert "diverged" in (tmp_path / "reports" / "laptop" / "index.html").read_text()
 
 
