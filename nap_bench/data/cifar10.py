@@ -64,7 +64,7 @@ def verify(data_dir: str | Path | None) -> dict[str, Path]:
 def download(
     data_dir: str | Path, *, mirrors: Sequence[str] = MIRRORS, say: Callable[[str], object] = say_line
 ) -> dict[str, Path]:
-    """Unless all files are there and good: fetch the archive (170 MB) to data_dir and unpack it; check and return files.
+    """Unless all files are there and good: fetch the archive (170 MB) to data_dir, unpack it; check and return files.
 
     A good archive in data_dir is used and kept. say: receives lines of progress; prints them by default. Files appear
     whole or not at all; good ones stay untouched. Raises ValueError, in one line, without a network.

@@ -88,7 +88,8 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part", dir=path.parent, delete=False) as file:
+        hidden = dict(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with tempfile.NamedTemporaryFile(**hidden, delete=False) as file:
             part = Path(file.name)
             yield file
             file.flush()
