@@ -274,6 +274,7 @@ def datasets(data_dir: str, lines: list[dict[str, Any]]) -> Iterator[Check]:
         except ValueError as error:
             wanting = [scale for scale in plan.SCALES if any(line.get("data") == name for line in _of(lines, scale))]
             who = f"Wanted in {data_dir} at {' and '.join(wanting)} scale." if wanting else "No planned run wants it."
+            who = who if lines else "Which scales want it, the plan would say."
             yield Check(OPTIONAL, name, f"{_first_line(error)} {who}", f"nap-bench data {name} --data-dir {data_dir}")
         else:
             folders = ", ".join(sorted({str(path.parent) for path in files.values()}))

@@ -22,6 +22,8 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = ("laptop", "workstation", "paper")
+OPTIONAL = {"resources": "small", "work": 1}
+"""What a line of a user's own plan may leave out."""
 SOURCES = (
     "nap_bench/spec.py",
     "nap_bench/plan.py",
@@ -55,12 +57,13 @@ def load(path: Path | str, root: Path | str = ROOT) -> list[dict[str, Any]]:
             parsed.append(json.loads(text))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}. Renew the plan with: nap-bench plan") from None
-        missing = {"run_id", "methods", "resources", "work", "uses", "run"} - set(parsed[-1]) if number > 1 else ()
+        missing = {"run_id", "uses", "run"} - set(parsed[-1]) if number > 1 else ()
         if missing:
             raise ValueError(f"{path}, line {number} lacks {', '.join(sorted(missing))}. Renew the plan with: nap-bench plan")
     if not parsed:
         raise ValueError(f"{path} is empty; wanted a header and a line per run. Renew it with: nap-bench plan")
     header, *lines = parsed
+    lines = [{"methods": [part["name"] for part in line["run"].get("methods", [])], **OPTIONAL, **line} for line in lines]
     if header.get("digest") not in (None, digest(root)):
         raise ValueError(f"{path} is older than the sources it was made from. Renew it with: nap-bench plan")
     return lines

@@ -164,8 +164,8 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         }
         checkpoint.save(folder.checkpoint, run.run_id, device, content)
 
-    saved_at = told_at = time.perf_counter()
-    told_step = state.step
+    saved_at = told_at = began = time.perf_counter()
+    first_step = state.step
     while state.step < total:
         step = state.step
         task = benchmark.task_at(step)
@@ -199,8 +199,8 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
 
         now = time.perf_counter()
         if now - told_at > 1.0:
-            control.report(state.step, (state.step - told_step) / (now - told_at))
-            told_at, told_step = now, state.step
+            control.report(state.step, (state.step - first_step) / (now - began))
+            told_at = now
         if control.stop or now - saved_at > control.checkpoint_seconds:
             save()
             saved_at = now

@@ -8,6 +8,7 @@ from nap_bench.experiments import (
     fig3_twins,
     fig11_random_walk,
     fig12_random_walk_centring,
+    theory_elr_flow,
 )
 
 EXPERIMENTS = {
@@ -16,6 +17,7 @@ EXPERIMENTS = {
     "fig3_twins": fig3_twins,
     "fig11_random_walk": fig11_random_walk,
     "fig12_random_walk_centring": fig12_random_walk_centring,
+    "theory_elr_flow": theory_elr_flow,
     "arms": arms,
     "arms_map": arms_map,
 }

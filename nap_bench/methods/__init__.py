@@ -74,6 +74,8 @@ def _check_types(method: type[Method], params: dict[str, object]) -> None:
         if field.name not in params or field.default is None:
             continue
         value, kind = params[field.name], type(field.default)
+        if value is None and "None" in str(field.type):
+            continue
         if kind is float and type(value) is int:
             params[field.name] = float(value)
         elif type(value) is not kind:

@@ -62,6 +62,7 @@ def test_a_bad_plan_and_a_bad_tracker_are_named_with_what_to_do(repository, caps
     printed = capsys.readouterr().out
     found = rows(printed)
     assert [found[name] for name in ("plan", "tracker", "laptop", "paper")] == [FAILS] * 4
+    assert "No planned run" not in printed  # nobody knows
     assert "-> nap-bench plan" in printed and "plan, tracker" in printed and "tracking_uri" in printed
 
 

@@ -78,7 +78,7 @@ def test_a_users_own_plan_is_taken_as_it_is(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "is empty"), ('{}\n{"run_id', "line 2 is not JSON"), ('{}\n{"run_id": "x"}\n', "line 2 lacks methods, resources")],
+    [("", "is empty"), ('{}\n{"run_id', "line 2 is not JSON"), ('{}\n{"run_id": "x"}\n', "line 2 lacks run, uses")],
 )
 def test_a_damaged_plan_is_refused_naming_the_line(tmp_path, text, message):
     (tmp_path / "plan.jsonl").write_text(text)
