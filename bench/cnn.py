@@ -1,6 +1,6 @@
 """The convolution with a seed axis against separate nn.Conv2d in channels_last: forward and backward, 8 seeds, one thread.
 
-    python bench/cnn.py [--device cuda] [--tiny]
+python bench/cnn.py [--device cuda] [--tiny]
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def main() -> None:
     )
     chosen = "by_seed" if device == "cpu" else "grouped"
     found = []
-    print(f"{'channels':>8} {'image':>7} {'batch':>5}  {'':10}{'us per seed and pass':>36}{'speed over separate seeds':>34}")
+    print(
+        f"{'channels':>8} {'image':>7} {'batch':>5}  {'':10}{'us per seed and pass':>36}{'speed over separate seeds':>34}"
+    )
     for channels, side, batch_size in SIZES:
         torch.manual_seed(0)
         x_SBCHW = torch.randn(NUM_SEEDS, batch_size, channels, side, side, device=device, requires_grad=True)
@@ -73,7 +75,9 @@ def main() -> None:
             speed = ratios(times, "separate", name)
             print(f"{channels:8} {side:>3}x{side:<3} {batch_size:5}  {name:10}{spread(each):>36}{spread(speed):>34}")
             if name == chosen:
-                found.append((f"{name} (used on {device}), {channels} channels, {side} x {side}", statistics.median(speed)))
+                found.append(
+                    (f"{name} (used on {device}), {channels} channels, {side} x {side}", statistics.median(speed))
+                )
     print()
     for name, speed in found:
         goal(name, speed, 1, at_most=False, unit="x", tiny=arguments.tiny)

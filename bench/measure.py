@@ -48,10 +48,17 @@ def ratios(times: Times, over: str, under: str) -> list[float]:
 def header(title: str, device: str, n: str) -> None:
     """Title, hardware, versions, load and n."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(": ")[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    names = (
+        [line.split(": ")[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.exists()
+        else []
+    )
     gpu = f"; {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
     print(f"# {title}")
-    print(f"hardware: {names[0] if names else platform.machine()}, {os.cpu_count()} cores{gpu}; device {device}, {torch.get_num_threads()} thread")
+    print(
+        f"hardware: {names[0] if names else platform.machine()}, {os.cpu_count()} cores{gpu}; "
+        f"device {device}, {torch.get_num_threads()} thread"
+    )
     print(f"versions: python {platform.python_version()}, torch {torch.__version__}")
     print(f"load average (1, 5, 15 min): {', '.join(f'{load:.2f}' for load in os.getloadavg())}")
     print(f"n: {n}\n")
@@ -62,5 +69,8 @@ def goal(name: str, measured: float | None, limit: float, *, at_most: bool, unit
     if measured is None or tiny:
         found, verdict = "-", "NOT MEASURED"
     else:
-        found, verdict = f"{measured:.2f} {unit}", "MET" if (measured <= limit if at_most else measured >= limit) else "NOT MET"
+        found, verdict = (
+            f"{measured:.2f} {unit}",
+            "MET" if (measured <= limit if at_most else measured >= limit) else "NOT MET",
+        )
     print(f"goal: {name:58} {'<=' if at_most else '>='} {limit:g} {unit}; measured {found}: {verdict}")

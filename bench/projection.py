@@ -1,6 +1,6 @@
 """What NaP's projection costs, in percent of a step of the same network with LayerNorm alone. 8 seeds, one thread.
 
-    python bench/projection.py [--device cuda] [--tiny]
+python bench/projection.py [--device cuda] [--tiny]
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def main() -> None:
         arguments.device,
         f"{blocks} interleaved blocks of {updates[100]} (width 100) and {updates[512]} (width 512) updates; median [min, max]",
     )
-    print(f"{'width':>5} {'batch':>5}{'LayerNorm, us a step':>34}{'NaP, us a step':>34}{'projection, % of the step':>34}")
+    print(
+        f"{'width':>5} {'batch':>5}{'LayerNorm, us a step':>34}{'NaP, us a step':>34}{'projection, % of the step':>34}"
+    )
     found = []
     for width, batch_size, limit in SIZES:
         steps = updates[width]

@@ -67,7 +67,9 @@ def stacked(stack: str, num_seeds: int, width: int, batch_size: int, num_steps: 
     state.lr.fill_(1e-3)
     for method in methods:
         state.slots[method.name] = method.setup(state)
-    task = BENCHMARKS["random_labels"](dataset="mnist", num_examples=1, num_tasks=1, steps_per_task=1, batch_size=batch_size)
+    task = BENCHMARKS["random_labels"](
+        dataset="mnist", num_examples=1, num_tasks=1, steps_per_task=1, batch_size=batch_size
+    )
     data = batches(num_seeds, batch_size, device)
 
     def block() -> None:
@@ -112,7 +114,14 @@ def main() -> None:
     goal("8 seeds on one CPU thread, per seed-step", cpu_each, 120, at_most=True, unit="us", tiny=arguments.tiny)
     goal("8 seeds on one CPU thread, over the plain loop", cpu_faster, 4, at_most=False, unit="x", tiny=arguments.tiny)
     gpu_faster = statistics.median(faster["256 seeds"]) if on_gpu else None
-    goal("256 seeds on a GPU, per seed over the plain loop there", gpu_faster, 100, at_most=False, unit="x", tiny=arguments.tiny)
+    goal(
+        "256 seeds on a GPU, per seed over the plain loop there",
+        gpu_faster,
+        100,
+        at_most=False,
+        unit="x",
+        tiny=arguments.tiny,
+    )
 
 
 if __name__ == "__main__":

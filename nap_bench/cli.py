@@ -55,11 +55,30 @@ def _parser() -> argparse.ArgumentParser:
     everywhere = ("--scale", "--plan", "--results")
     made = command("plan", _plan, "write config/plan.jsonl from the experiments, or check that it is current", "--plan")
     made.add_argument("--check", action="store_true", help="write nothing; exit 1 if the plan would change")
-    made = command("run", _run, "train runs of the plan, going on from their checkpoints", *everywhere, "--store", "--device", "--data-dir")
+    made = command(
+        "run",
+        _run,
+        "train runs of the plan, going on from their checkpoints",
+        *everywhere,
+        "--store",
+        "--device",
+        "--data-dir",
+    )
     made.add_argument("--checkpoint-seconds", type=float, default=30.0, help="seconds between checkpoints")
-    made.add_argument("--pack", action="store_true", help="several runs in one process; a failing one does not lose the others")
+    made.add_argument(
+        "--pack", action="store_true", help="several runs in one process; a failing one does not lose the others"
+    )
     made.add_argument("run_ids", nargs="+", metavar="RUN_ID", help="a run of the plan, or the path of its result")
-    command("tune", _tune, "choose hyperparameters on tuning seeds, write config/tuned.json", "--scale", "--store", "--results", "--device", "--data-dir")
+    command(
+        "tune",
+        _tune,
+        "choose hyperparameters on tuning seeds, write config/tuned.json",
+        "--scale",
+        "--store",
+        "--results",
+        "--device",
+        "--data-dir",
+    )
     command("score", _score, "results -> results/SCALE/scores/EXHIBIT.csv", *everywhere, "--exhibit")
     command("claims", _claims, "scores -> results/SCALE/claims/EXHIBIT.json", *everywhere, "--exhibit")
     command("figure", _figure, "scores -> results/SCALE/figures/EXHIBIT.svg and .png", *everywhere, "--exhibit")
@@ -70,7 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         help="from whatever results exist, to reports/SCALE/partial.html; scores, claims and figures are not kept",
     )
     made.add_argument("--experiments", nargs="*", default=[], help="only these exhibits")
-    made = command("publish", _publish, "runs, claims and figures -> MLflow; publishing twice adds nothing", *everywhere, "--reports", "--tracking-uri")
+    made = command(
+        "publish",
+        _publish,
+        "runs, claims and figures -> MLflow; publishing twice adds nothing",
+        *everywhere,
+        "--reports",
+        "--tracking-uri",
+    )
     made.add_argument("--experiments", nargs="*", default=[], help="only these exhibits")
     made.add_argument("--done", type=Path, help="write this file once all is published")
     made.add_argument(
@@ -104,7 +130,11 @@ def _experiment(name: str):
 
 def _places(lines: list[dict], scale: str, exhibit: str) -> list[tuple[str, str, str]]:
     """(arm, setting, run_id) of an exhibit's runs at a scale, in the plan's order."""
-    return [(arm, setting, line["run_id"]) for line in lines for arm, setting in line["uses"].get(scale, {}).get(exhibit, [])]
+    return [
+        (arm, setting, line["run_id"])
+        for line in lines
+        for arm, setting in line["uses"].get(scale, {}).get(exhibit, [])
+    ]
 
 
 def _found(results: Path, run_ids: Sequence[str]) -> dict[str, dict]:
@@ -147,11 +177,19 @@ def _run(arguments: argparse.Namespace) -> int:
     run_ids = [Path(name).stem if name.endswith(".json") else name for name in arguments.run_ids]
     for run_id in run_ids:
         if run_id not in lines:
-            raise ValueError(nearest(run_id, lines, "run").split(" Known:")[0] + f" {len(lines)} runs are in {arguments.plan}.")
+            raise ValueError(
+                nearest(run_id, lines, "run").split(" Known:")[0] + f" {len(lines)} runs are in {arguments.plan}."
+            )
     at = dict(store=arguments.store, results=arguments.results)
     suite = Suite([line for line in lines.values() if arguments.scale in line["uses"]], arguments.scale, **at)
     jobs = [Job(lines[run_id], **at) for run_id in run_ids]
-    return do(jobs, data_dir=arguments.data_dir, device=arguments.device, suite=suite, checkpoint_seconds=arguments.checkpoint_seconds)
+    return do(
+        jobs,
+        data_dir=arguments.data_dir,
+        device=arguments.device,
+        suite=suite,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+    )
 
 
 def _tune(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,18 @@ from typing import Any
 
 from nap_bench import plan
 from nap_bench.spec import Run
-from nap_bench.store import STALE_SECONDS, Lease, LeaseLost, RunFolder, as_json, leased, make_result, read_result, result_path, write_whole
+from nap_bench.store import (
+    STALE_SECONDS,
+    Lease,
+    LeaseLost,
+    RunFolder,
+    as_json,
+    leased,
+    make_result,
+    read_result,
+    result_path,
+    write_whole,
+)
 
 LOOPS = {"supervised": ("nap_bench.train", "train"), "simulation": ("nap_bench.simulate", "simulate")}
 """A benchmark's `loop` -> module and function that does its runs; imported when one has to be done."""
@@ -50,7 +61,9 @@ class Job:
             return False
         run = Run.from_dict(json.loads(spec.read_text()))
         if run.run_id != self.run_id:
-            raise ValueError(f"{spec} describes {run.run_id}: the folder was renamed or copied. Delete it: the run is made anew.")
+            raise ValueError(
+                f"{spec} describes {run.run_id}: the folder was renamed or copied. Delete it: the run is made anew."
+            )
         folder = RunFolder(self.store, run)
         with leased(folder) as lease:
             if lease is None:
@@ -62,7 +75,9 @@ class Job:
     def run(self) -> Run:
         run = plan.expand(self.line["run"])
         if run.run_id != self.run_id:
-            raise ValueError(f"The plan's line for {self.run_id} describes {run.run_id}. Renew the plan with: nap-bench plan")
+            raise ValueError(
+                f"The plan's line for {self.run_id} describes {run.run_id}. Renew the plan with: nap-bench plan"
+            )
         return run
 
     def train(self, lease: Lease, *, data_dir: str | None, device: str, control: Any, suite: Suite) -> None:
@@ -120,7 +135,11 @@ class Suite:
 
     def label(self, run_id: str) -> str:
         """Where a run is used, e.g. "arms/nap "."""
-        found = [f"{exhibit}/{' '.join(filter(None, place))}" for exhibit, places in self.uses.get(run_id, {}).items() for place in places]
+        found = [
+            f"{exhibit}/{' '.join(filter(None, place))}"
+            for exhibit, places in self.uses.get(run_id, {}).items()
+            for place in places
+        ]
         return f"{found[0]}{' ...' if len(found) > 1 else ''} " if found else ""
 
     def num_left(self) -> int:
@@ -149,7 +168,9 @@ class Suite:
         total = sum(line["work"] for line in self.lines)
         share = 100 * (total - left) / total
         about = f", about {duration(left / rate)} left" if rate else ""
-        say(f"[suite] {self.scale}: {len(done)}/{len(self.lines)} runs done, {running} running, {share:.0f} % of the work{about}")
+        say(
+            f"[suite] {self.scale}: {len(done)}/{len(self.lines)} runs done, {running} running, {share:.0f} % of the work{about}"
+        )
 
     def _progress(self, line: dict[str, Any]) -> dict[str, Any] | None:
         lease = self.store / line["run_id"] / "lease.json"
@@ -175,7 +196,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def do(jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite, checkpoint_seconds: float = 30.0) -> int:
+def do(
+    jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite, checkpoint_seconds: float = 30.0
+) -> int:
     """Do all jobs, one after another; a failing one does not lose the others. Returns the exit code.
 
     0: every result is there.  1: some failed (named, with log).  75: asked to stop; checkpoints are written.
@@ -227,7 +250,7 @@ def do(jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite, 
                 except LeaseLost as reason:
                     say(f"[run] {reason}")
                     waiting.append(job)
-                except Exception as error:  # noqa: BLE001: a failing member must not lose the others; it is named, and exits 1
+                except Exception as error:  # a failing member must not lose the others: it is named, and exits 1
                     failed.append(job)
                     _record_failure(folder, error)
             if waiting and control.stop:
@@ -250,7 +273,9 @@ def do(jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite, 
 
 def _record_failure(folder: RunFolder, error: Exception) -> None:
     reason = f"{type(error).__name__}: {error}"
-    say(f"[run] {folder.run.run_id} FAILED: {reason}\n      log: {folder.log}\n      again: nap-bench run {folder.run.run_id}")
+    say(
+        f"[run] {folder.run.run_id} FAILED: {reason}\n      log: {folder.log}\n      again: nap-bench run {folder.run.run_id}"
+    )
     try:
         with open(folder.log, "a") as log:
             log.write("".join(traceback.format_exception(error)))
@@ -306,4 +331,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except FileNotFoundError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

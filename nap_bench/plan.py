@@ -56,14 +56,20 @@ def load(path: Path | str, root: Path | str = ROOT) -> list[dict[str, Any]]:
         try:
             parsed.append(json.loads(text))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}. Renew the plan with: nap-bench plan") from None
+            raise ValueError(
+                f"{path}, line {number} is not JSON: {error}. Renew the plan with: nap-bench plan"
+            ) from None
         missing = {"run_id", "uses", "run"} - set(parsed[-1]) if number > 1 else ()
         if missing:
-            raise ValueError(f"{path}, line {number} lacks {', '.join(sorted(missing))}. Renew the plan with: nap-bench plan")
+            raise ValueError(
+                f"{path}, line {number} lacks {', '.join(sorted(missing))}. Renew the plan with: nap-bench plan"
+            )
     if not parsed:
         raise ValueError(f"{path} is empty; wanted a header and a line per run. Renew it with: nap-bench plan")
     header, *lines = parsed
-    lines = [{"methods": [part["name"] for part in line["run"].get("methods", [])], **OPTIONAL, **line} for line in lines]
+    lines = [
+        {"methods": [part["name"] for part in line["run"].get("methods", [])], **OPTIONAL, **line} for line in lines
+    ]
     if header.get("digest") not in (None, digest(root)):
         raise ValueError(f"{path} is older than the sources it was made from. Renew it with: nap-bench plan")
     return lines
@@ -238,7 +244,9 @@ def make(root: Path | str = ROOT) -> str:
             for entry in module.runs(scale):
                 run = entry.run
                 if reason := stack_of(run.methods).why_not(run):
-                    raise ValueError(f"{exhibit} at scale {scale} plans a run that cannot exist ({run.run_id}): {reason}")
+                    raise ValueError(
+                        f"{exhibit} at scale {scale} plans a run that cannot exist ({run.run_id}): {reason}"
+                    )
                 benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
                 line = lines.setdefault(
                     run.run_id,

@@ -52,9 +52,7 @@ class Optimizer:
     def moments(self, name: str) -> dict[str, Tensor]:
         """Moment name -> view [S, ...] of one parameter, to be edited in place."""
         start, shape = self._views[name]
-        return {
-            key: flat[:, start : start + prod(shape[1:])].view(shape) for key, flat in self.flat_moments().items()
-        }
+        return {key: flat[:, start : start + prod(shape[1:])].view(shape) for key, flat in self.flat_moments().items()}
 
     def reset(self) -> None:
         """Forget moments and step count: as if no step had been taken."""

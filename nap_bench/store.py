@@ -178,7 +178,9 @@ class Lease:
         except FileNotFoundError:
             return True
         taken = json.loads(aside.read_text() or "{}")
-        if taken.get("token") != holder.get("token"):  # somebody renewed it between the look and the rename: give it back
+        if taken.get("token") != holder.get(
+            "token"
+        ):  # somebody renewed it between the look and the rename: give it back
             os.rename(aside, self.path)
             return False
         aside.unlink()
@@ -187,7 +189,9 @@ class Lease:
     def check(self) -> None:
         """Raise LeaseLost if somebody else took over."""
         if self.holder().get("token") != self.token:
-            raise LeaseLost(f"{self.path}: taken over by {self.holder() or 'nobody'}; this process stops without writing.")
+            raise LeaseLost(
+                f"{self.path}: taken over by {self.holder() or 'nobody'}; this process stops without writing."
+            )
 
     def beat(self, **progress: Any) -> None:
         """Renew the heartbeat, at most every BEAT_SECONDS. Raises LeaseLost if somebody else took over."""
@@ -245,7 +249,8 @@ def make_result(folder: RunFolder, results: Path | str) -> Path:
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"The store's entry {folder.path} is damaged ({type(error).__name__}: {error}). Delete the folder: the run is made anew."
+            f"The store's entry {folder.path} is damaged ({type(error).__name__}: {error}). Delete the folder: "
+            f"the run is made anew."
         ) from None
     result = {
         "format": FORMAT,

@@ -1,8 +1,9 @@
 """`nap-bench tune`: choose hyperparameters on tuning seeds, and write config/tuned.json.
 
-One learning rate is chosen for all arms that are compared with each other, as in the paper (B.4: one "such that every network solves
-each single task"), by first-task accuracy alone, on tuning seeds: the rate whose worst arm does best, at the task's end to the
-nearest hundredth, then by how soon it gets there (mean online accuracy over the first task). No reported seed is looked at. What an exhibit declares in `sweep_late` (a rival's own hyperparameter) is chosen by late accuracy.
+One learning rate is chosen for all arms that are compared with each other, as in the paper (B.4: one with which every network
+solves each single task), by first-task accuracy alone, on tuning seeds: the rate whose worst arm does best, at the task's end to
+the nearest hundredth, then by how soon it gets there (mean online accuracy over the first task). No reported seed is looked at.
+What an exhibit declares in `sweep_late` (a rival's own hyperparameter) is chosen by late accuracy.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def winner(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def shared(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Arm -> hyperparameters: for arms that share a group (what stands before "/" in their names), the trial whose worst arm does best.
+    """Arm -> hyperparameters: for arms of one group (what stands before "/" in their names), the trial whose worst arm does best.
 
     tables: arm -> trials, in the order of one grid for all arms of a group.
     """
@@ -41,7 +42,10 @@ def shared(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[
         groups.setdefault(arm.rpartition("/")[0], []).append(arm)
     chosen = {}
     for arms in groups.values():
-        worst = [min(tuple(trial["scores"].values()) for trial in trials) for trials in zip(*(tables[a] for a in arms), strict=True)]
+        worst = [
+            min(tuple(trial["scores"].values()) for trial in trials)
+            for trials in zip(*(tables[a] for a in arms), strict=True)
+        ]
         best = worst.index(max(worst))
         chosen |= {arm: tables[arm][best]["hyper"] for arm in arms}
     return chosen
@@ -77,7 +81,9 @@ def tune(scale: str, *, store: Path, results: Path, data_dir: str | None, device
         chosen = shared(tables)
         for arm, trials in tables.items():
             best = next(trial for trial in trials if trial["hyper"] == chosen[arm])["scores"]["first_task_accuracy"]
-            say(f"[tune] {exhibit} {arm}: {chosen[arm]}, first-task accuracy {best}{'' if best >= ENOUGH else ', TOO LOW'}")
+            say(
+                f"[tune] {exhibit} {arm}: {chosen[arm]}, first-task accuracy {best}{'' if best >= ENOUGH else ', TOO LOW'}"
+            )
         late_tables = {}
         if hasattr(module, "sweep_late"):
             late_tables = _tried(module.sweep_late(scale, TUNING_SEEDS, chosen), late, **places)
@@ -89,7 +95,13 @@ def tune(scale: str, *, store: Path, results: Path, data_dir: str | None, device
 
 
 def _tried(
-    sweep: Mapping[str, Sequence[Tried]], scores: Callable[[Labelled], dict[str, float]], *, store: Path, results: Path, data_dir: str | None, device: str
+    sweep: Mapping[str, Sequence[Tried]],
+    scores: Callable[[Labelled], dict[str, float]],
+    *,
+    store: Path,
+    results: Path,
+    data_dir: str | None,
+    device: str,
 ) -> dict[str, list[dict[str, Any]]]:
     """Arm -> trials (hyper, run_id, score), all runs done."""
     from nap_bench.benchmarks import BENCHMARKS
@@ -103,11 +115,17 @@ def _tried(
     suite = Suite(lines, "tuning", store=store, results=results)
     jobs = [Job(line, store=store, results=results) for line in lines]
     if do(jobs, data_dir=data_dir, device=device, suite=suite):
-        raise ValueError("Some runs of the sweep failed (named above); nothing was chosen. Start `nap-bench tune` again.")
+        raise ValueError(
+            "Some runs of the sweep failed (named above); nothing was chosen. Start `nap-bench tune` again."
+        )
 
     def trial(hyper: dict[str, float], entry: Entry) -> dict[str, Any]:
         result = read_result(result_path(results, entry.run.run_id))
-        return {"hyper": hyper, "run_id": entry.run.run_id, "scores": scores(Labelled(entry.arm, entry.setting, result))}
+        return {
+            "hyper": hyper,
+            "run_id": entry.run.run_id,
+            "scores": scores(Labelled(entry.arm, entry.setting, result)),
+        }
 
     return {arm: [trial(hyper, entry) for hyper, entry in trials] for arm, trials in sweep.items()}
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from nap_bench.methods.base import Stack
 from nap_bench.state import TrainState
 
-
 SAME_WIDTH = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 

@@ -214,7 +214,7 @@ class Installation:
                 shutil.rmtree(str(record))
 
     def build_of_torch(self, torch):
-        """"CPU" or "CUDA": the build that this machine's pip would choose. Downloads nothing."""
+        """ "CPU" or "CUDA": the build that this machine's pip would choose. Downloads nothing."""
         report = self.venv / "tmp" / "torch.json"
         # An installed torch would be "already satisfied" without --ignore-installed, and the report empty.
         options = ("--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", str(report))

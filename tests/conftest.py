@@ -14,7 +14,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--require-browser", action="store_true", help="fail where a browser is wanted and none is installed")
+    parser.addoption(
+        "--require-browser", action="store_true", help="fail where a browser is wanted and none is installed"
+    )
     parser.addoption("--record-golden", action="store_true", help="record golden losses of versions that have none")
 
 
@@ -41,5 +43,7 @@ def pytest_unconfigure(config):
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
     if skipped:
-        named = {f"{report.nodeid.split('::')[-1]} ({report.longrepr[2].removeprefix('Skipped: ')})" for report in skipped}
+        named = {
+            f"{report.nodeid.split('::')[-1]} ({report.longrepr[2].removeprefix('Skipped: ')})" for report in skipped
+        }
         reporter.write_line(f"not run: {'; '.join(sorted(named))}")

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nap_bench.benchmarks.base import SupervisedBenchmark
-from nap_bench.rng import generator
 from nap_bench.metrics.plasticity import jacobian_norm
+from nap_bench.rng import generator
 from nap_bench.spec import later, nearest
-
 
 
 class Dataset(NamedTuple):
@@ -67,7 +66,10 @@ class RandomLabels(SupervisedBenchmark):
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
             raise ValueError(nearest(self.dataset, DATASETS, "dataset of random_labels"))
-        if not 0 < self.probes_per_task <= self.steps_per_task or min(self.num_examples, self.batch_size, self.num_tasks) < 1:
+        if (
+            not 0 < self.probes_per_task <= self.steps_per_task
+            or min(self.num_examples, self.batch_size, self.num_tasks) < 1
+        ):
             raise ValueError(f"random_labels wants positive sizes, at most one probe per step; found {self}.")
 
     @property
@@ -107,7 +109,7 @@ class RandomLabels(SupervisedBenchmark):
         """[S, N]: what each seed's network is to answer for every image during a task."""
         return self._block_labels(seeds, task, data.inputs.device)
 
-    @lru_cache(maxsize=2)  # noqa: B019: keyed by value, a frozen dataclass; two chunks at most
+    @lru_cache(maxsize=2)  # noqa: B019 (keyed by value, a frozen dataclass; two chunks at most)
     def _block_labels(self, seeds: tuple[int, ...], task: int, device: torch.device) -> Tensor:
         return torch.stack([self.labels(seed, task) for seed in seeds]).to(device)
 

@@ -33,7 +33,9 @@ def load(data_dir: str | None = None) -> LabelledImages:
             f"Wanted scikit-learn's sample photographs decoded to sha256 {SHA256}; found {found} in {_files()[0].parent}. Another "
             f"scikit-learn or Pillow decodes them differently, so results would not be comparable: install the pinned versions."
         )
-    patches = torch.stack([_cut(torch.from_numpy(photograph.copy())) for photograph in photographs], dim=1)  # [N/2, 2, ...]
+    patches = torch.stack(
+        [_cut(torch.from_numpy(photograph.copy())) for photograph in photographs], dim=1
+    )  # [N/2, 2, ...]
     labels = torch.arange(2).repeat(len(patches))
     return LabelledImages(standardise(patches.flatten(0, 1)), labels)
 
@@ -54,6 +56,8 @@ def _cut(photograph_HWC):
 def _files() -> list[Path]:
     package = importlib.util.find_spec("sklearn")
     if package is None:
-        raise ValueError("The photographs come with scikit-learn, which is not installed here: pip install scikit-learn.")
+        raise ValueError(
+            "The photographs come with scikit-learn, which is not installed here: pip install scikit-learn."
+        )
     folder = Path(package.submodule_search_locations[0], "datasets", "images")
     return [folder / "china.jpg", folder / "flower.jpg"]

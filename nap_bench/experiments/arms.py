@@ -63,7 +63,13 @@ SIZES = {
 
 
 def entry(
-    scale: str, arm: str, hyper: dict[str, float], *, seeds: tuple[int, ...], task: dict | None = None, init_scale: float = 1.0
+    scale: str,
+    arm: str,
+    hyper: dict[str, float],
+    *,
+    seeds: tuple[int, ...],
+    task: dict | None = None,
+    init_scale: float = 1.0,
 ) -> Entry:
     """One run of an arm. hyper: lr, and weight_decay where the arm decays. task: what differs from the scale's task."""
     from nap_bench.benchmarks import RandomLabels
@@ -107,7 +113,10 @@ def sweep_late(scale: str, seeds: tuple[int, ...], chosen: dict) -> dict[str, li
     lr = chosen["ln_weight_decay"]["lr"]
     return {
         "ln_weight_decay": [
-            ({"lr": lr, "weight_decay": coef}, entry(scale, "ln_weight_decay", {"lr": lr, "weight_decay": coef}, seeds=seeds))
+            (
+                {"lr": lr, "weight_decay": coef},
+                entry(scale, "ln_weight_decay", {"lr": lr, "weight_decay": coef}, seeds=seeds),
+            )
             for coef in GRID_WEIGHT_DECAY
         ]
     }
@@ -222,7 +231,9 @@ PANELS = (
         arms=tuple(ARMS),
         reference=(0.1, "chance"),
     ),
-    Panel(kind="curve", measure="parameter_norm", title="Parameter norm", xlabel="task", ylabel="2-norm", arms=tuple(ARMS)),
+    Panel(
+        kind="curve", measure="parameter_norm", title="Parameter norm", xlabel="task", ylabel="2-norm", arms=tuple(ARMS)
+    ),
     Panel(
         kind="curve",
         measure="effective_learning_rate",
@@ -240,5 +251,12 @@ PANELS = (
         ylabel="fraction",
         arms=tuple(ARMS),
     ),
-    Panel(kind="curve", measure="loss", title="Loss at the end of each task", xlabel="task", ylabel="loss", arms=tuple(ARMS)),
+    Panel(
+        kind="curve",
+        measure="loss",
+        title="Loss at the end of each task",
+        xlabel="task",
+        ylabel="loss",
+        arms=tuple(ARMS),
+    ),
 )

@@ -33,7 +33,9 @@ NUM_STEPS = {"laptop": 1800, "workstation": 60000, "paper": 300000}
 
 def _settings(scale: str) -> list[tuple[str, float, float, int]]:
     grid = GRIDS[scale]
-    return [(f"lr={lr:g} init={init:g} k={k}", lr, init, k) for lr, init, k in product(grid["lr"], grid["init"], grid["k"])]
+    return [
+        (f"lr={lr:g} init={init:g} k={k}", lr, init, k) for lr, init, k in product(grid["lr"], grid["init"], grid["k"])
+    ]
 
 
 def runs(scale: str) -> list[Entry]:

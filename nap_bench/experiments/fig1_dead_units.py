@@ -23,7 +23,7 @@ DEVIATIONS = (
     "seeds (`nap-bench tune`); untuned scales use the "
     "declared defaults in this file.",
     "A dead unit is zero on every memorised image (the paper's definition is not given); the fraction is over all hidden layers.",
-    "Batches are drawn without replacement, pass after pass; norm layers have a learnable scale and offset and no bias before them.",
+    "Batches are drawn without replacement, pass after pass; norm layers have scale and offset and no bias before them.",
 )
 
 ARMS = {"none": "baseline", "rms_norm": "rms_norm", "layer_norm": "layer_norm"}
@@ -37,12 +37,16 @@ SIZES = {
         seeds=tuple(range(8)),
     ),
     "workstation": dict(
-        task=dict(dataset="mnist", num_examples=4096, num_tasks=50, steps_per_task=1000, batch_size=128, probes_per_task=5),
+        task=dict(
+            dataset="mnist", num_examples=4096, num_tasks=50, steps_per_task=1000, batch_size=128, probes_per_task=5
+        ),
         widths=(512, 512, 512),
         seeds=tuple(range(10)),
     ),
     "paper": dict(
-        task=dict(dataset="mnist", num_examples=60000, num_tasks=100, steps_per_task=1000, batch_size=128, probes_per_task=5),
+        task=dict(
+            dataset="mnist", num_examples=60000, num_tasks=100, steps_per_task=1000, batch_size=128, probes_per_task=5
+        ),
         widths=(512, 512, 512),
         seeds=tuple(range(10)),
     ),
@@ -90,7 +94,9 @@ def runs(scale: str) -> list[Entry]:
 def sweep(scale: str, seeds: tuple[int, ...]) -> dict[str, list[tuple[dict[str, float], Entry]]]:
     """What `nap-bench tune` tries: arm -> (hyperparameters, run of the first task)."""
     return {
-        f"{optimizer}/{arm}": [({"lr": lr}, entry(scale, arm, optimizer, lr, seeds=seeds, num_tasks=1)) for lr in GRID[optimizer]]
+        f"{optimizer}/{arm}": [
+            ({"lr": lr}, entry(scale, arm, optimizer, lr, seeds=seeds, num_tasks=1)) for lr in GRID[optimizer]
+        ]
         for optimizer in OPTIMIZERS
         for arm in ARMS
     }

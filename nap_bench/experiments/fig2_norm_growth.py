@@ -12,8 +12,8 @@ from nap_bench.report.scores import Score
 TITLE = "Norm growth under re-drawn labels"
 PAPER = (
     "Section 3.2, Fig. 2: a small convolutional network memorises random CIFAR-10 labels, re-drawn 500 times. Without norm the "
-    "parameter and Jacobian norms explode; with LayerNorm the parameter norm grows, the Jacobian norm falls sharply and later tasks "
-    "degrade; with LayerNorm and weight projection all stay at the level of a fresh network."
+    "parameter and Jacobian norms explode; with LayerNorm the parameter norm grows, the Jacobian norm falls sharply and "
+    "later tasks degrade; with LayerNorm and weight projection all stay at the level of a fresh network."
 )
 DEVIATIONS = (
     "Laptop scale: 64 patches of 8 x 8 pixels of scikit-learn's sample photographs, convolutions of 8 and 8 channels and 32 hidden "
@@ -34,17 +34,33 @@ _SMALL = (("channels", (8, 8)), ("kernel", 3), ("pool_after", (0,)), ("widths", 
 _PAPER = (("channels", (32, 32, 32, 32)), ("kernel", 3), ("pool_after", (1, 3)), ("widths", (256,)))
 SIZES = {
     "laptop": dict(
-        task=dict(dataset="patches", num_examples=64, num_tasks=20, steps_per_task=150, batch_size=32, jacobian_examples=32),
+        task=dict(
+            dataset="patches", num_examples=64, num_tasks=20, steps_per_task=150, batch_size=32, jacobian_examples=32
+        ),
         size=_SMALL,
         seeds=tuple(range(8)),
     ),
     "workstation": dict(
-        task=dict(dataset="cifar10", num_examples=2048, num_tasks=100, steps_per_task=1000, batch_size=128, jacobian_examples=128),
+        task=dict(
+            dataset="cifar10",
+            num_examples=2048,
+            num_tasks=100,
+            steps_per_task=1000,
+            batch_size=128,
+            jacobian_examples=128,
+        ),
         size=_PAPER,
         seeds=tuple(range(8)),
     ),
     "paper": dict(
-        task=dict(dataset="cifar10", num_examples=50000, num_tasks=500, steps_per_task=10000, batch_size=128, jacobian_examples=512),
+        task=dict(
+            dataset="cifar10",
+            num_examples=50000,
+            num_tasks=500,
+            steps_per_task=10000,
+            batch_size=128,
+            jacobian_examples=512,
+        ),
         size=_PAPER,
         seeds=tuple(range(8)),
     ),
@@ -72,7 +88,13 @@ def entry(scale: str, arm: str, lr: float, *, seeds: tuple[int, ...], num_tasks:
 def runs(scale: str) -> list[Entry]:
     chosen, size = tuned("fig2_norm_growth", scale), SIZES[scale]
     return [
-        entry(scale, arm, chosen.get(arm, {}).get("lr", DEFAULT_LR), seeds=size["seeds"], num_tasks=size["task"]["num_tasks"])
+        entry(
+            scale,
+            arm,
+            chosen.get(arm, {}).get("lr", DEFAULT_LR),
+            seeds=size["seeds"],
+            num_tasks=size["task"]["num_tasks"],
+        )
         for arm in ARMS
     ]
 

@@ -26,7 +26,7 @@ DEVIATIONS = (
     "Kernel, pooling, batch size, learning rates and lengths are ours (not given).",
     "Scale and offset of the norms are free in both twins; the paper also projects them jointly here, which is not exact at the "
     "last hidden layer, in front of an unnormalised head.",
-    "Single precision: rounding grows along both trajectories, so a gap that is zero in exact arithmetic is small here and not zero.",
+    "Single precision: rounding grows along both trajectories, so a gap that is zero in exact arithmetic is small here.",
 )
 
 ARMS = {
@@ -144,5 +144,8 @@ PANELS = tuple(
         logy=True,
     )
     for rule, name in (("sgd", "SGD"), ("adam", "Adam"))
-    for measure, what, label in (("loss", "loss", "loss"), ("loss_gap", "gap to the free twin", "|log loss difference|"))
+    for measure, what, label in (
+        ("loss", "loss", "loss"),
+        ("loss_gap", "gap to the free twin", "|log loss difference|"),
+    )
 )

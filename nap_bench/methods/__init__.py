@@ -55,7 +55,9 @@ def parse_stack(text: str) -> tuple[Part, ...]:
         raise ValueError(f"Cannot read the stack {text!r}. Wanted something like nap+weight_decay(coef=0.1).") from None
     for name, params in parts:
         _check_types(METHODS[name], params)
-    built = [Part(name, METHODS[name].version, tuple(params.items())).build(METHODS, "method") for name, params in parts]
+    built = [
+        Part(name, METHODS[name].version, tuple(params.items())).build(METHODS, "method") for name, params in parts
+    ]
     return tuple(sorted((Part.of(method) for method in built), key=lambda part: part.name))
 
 

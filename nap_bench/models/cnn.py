@@ -1,4 +1,4 @@
-"""A small convolutional network: [convolution -> norm -> nonlinearity (-> max-pool)], then hidden linear layers (paper B.1, B.4)."""
+"""A small convolutional network: [convolution -> norm -> nonlinearity (-> max-pool)], then linear layers (paper B.1, B.4)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class CNN(nn.Module):
                 height, width = height // 2, width // 2
         features = channels * height * width
         if features == 0:
-            raise ValueError(f"A cnn on images of {inputs[1:]} has nothing left after pooling {len(self.pool_after)} times.")
+            raise ValueError(
+                f"A cnn on images of {inputs[1:]} has nothing left after pooling {len(self.pool_after)} times."
+            )
         for wanted in size["widths"]:
             layers.append(Linear(num_seeds, features, wanted, **common))
             features = wanted

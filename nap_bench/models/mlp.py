@@ -22,7 +22,9 @@ class MLP(nn.Module):
         has_norm = spec.norm != "none"
         linears, norms, groups, fan_in = [], [], [], prod(inputs)
         for index, width in enumerate(dict(spec.size)["widths"]):
-            linears.append(Linear(num_seeds, fan_in, width, bias=not has_norm, init=spec.init, init_scale=spec.init_scale))
+            linears.append(
+                Linear(num_seeds, fan_in, width, bias=not has_norm, init=spec.init, init_scale=spec.init_scale)
+            )
             if has_norm:
                 norms.append(norm_of(spec, num_seeds, width))
             groups.append(Group(f"layer{index}", (f"linears.{index}.weight",), has_norm))

@@ -23,8 +23,18 @@ NETWORKS = {
     "mlp": ModelSpec(family="mlp", size=(("widths", (20, 12)),)),
     "cnn": ModelSpec(family="cnn", size=(("channels", (4, 6)), ("kernel", 3), ("pool_after", (0,)), ("widths", (12,)))),
 }
-STACKS = [*sorted(set(METHODS) - {"implicit_schedule"}), "nap+implicit_schedule", "baseline", "layer_norm+weight_decay", "nap+optimizer_reset+weight_decay", "nap(head=True, norm='rms')"]
-STACKS += [f"nap(scale_offset={policy!r}, decay=0.9)" for policy in ("decay", "joint")] + ["nap(norm='none')", "nap(period=3)"]
+STACKS = [
+    *sorted(set(METHODS) - {"implicit_schedule"}),
+    "nap+implicit_schedule",
+    "baseline",
+    "layer_norm+weight_decay",
+    "nap+optimizer_reset+weight_decay",
+    "nap(head=True, norm='rms')",
+]
+STACKS += [f"nap(scale_offset={policy!r}, decay=0.9)" for policy in ("decay", "joint")] + [
+    "nap(norm='none')",
+    "nap(period=3)",
+]
 NEUTRAL = {
     "weight_decay": "weight_decay(coef=0.0)",
     "nap": "nap(norm='none', project=False)",
@@ -38,7 +48,9 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 @pytest.fixture(scope="module")
 def data():
-    return {device: TASK.load(None, device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()}
+    return {
+        device: TASK.load(None, device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()
+    }
 
 
 def make(stack: str, seeds=(0, 1, 2), optimizer=None, device="cpu", net="mlp"):

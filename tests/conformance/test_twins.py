@@ -43,12 +43,16 @@ def gap(stack, optimizer, lr, net="mlp"):
     free, twin = losses("layer_norm", optimizer, lr, net)
     projected, state = losses(stack, optimizer, lr, net)
     for group in state.groups[:-1]:
-        assert (twin.group_norm(group) > 1.01 * state.slots["nap"][group.name]).all(), "norms must grow for this to mean anything"
+        assert (twin.group_norm(group) > 1.01 * state.slots["nap"][group.name]).all(), (
+            "norms must grow for this to mean anything"
+        )
     return ((projected - free).abs() / free).max().item()
 
 
 @pytest.mark.parametrize("net", NETWORKS)
-@pytest.mark.parametrize(("optimizer", "lr"), [(SGD(), 0.1), (SGD(momentum=0.9), 0.02), (Adam(), 3e-3)], ids=["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "lr"), [(SGD(), 0.1), (SGD(momentum=0.9), 0.02), (Adam(), 3e-3)], ids=["sgd", "momentum", "adam"]
+)
 def test_by_layer_with_rescaled_gradients_the_twins_are_one(optimizer, lr, net):
     assert gap("nap+implicit_schedule", optimizer, lr, net=net) < 1e-10
 
@@ -74,10 +78,20 @@ def test_the_projected_twin_keeps_its_norms_and_remembers_the_free_ones():
     for group in projected.groups[:-1]:
         rho = projected.slots["nap"][group.name]
         assert torch.allclose(projected.group_norm(group), rho, rtol=1e-12)
-        assert torch.allclose(projected.slots["implicit_schedule"][group.name] * rho, free.group_norm(group), rtol=1e-10)
+        assert torch.allclose(
+            projected.slots["implicit_schedule"][group.name] * rho, free.group_norm(group), rtol=1e-10
+        )
 
 
-@pytest.mark.parametrize("stack", ["implicit_schedule", "implicit_schedule+layer_norm", "nap(period=2)+implicit_schedule", "nap(project=False)+implicit_schedule"])
+@pytest.mark.parametrize(
+    "stack",
+    [
+        "implicit_schedule",
+        "implicit_schedule+layer_norm",
+        "nap(period=2)+implicit_schedule",
+        "nap(project=False)+implicit_schedule",
+    ],
+)
 def test_without_a_projection_at_every_update_the_cell_cannot_exist(stack):
     from nap_bench.experiments.arms import entry
 

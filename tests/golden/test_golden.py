@@ -48,7 +48,8 @@ def key(task: str, stack: str, rule: str) -> str:
     method = f"{stack}@{METHODS[stack].version}" if stack in METHODS else stack
     optimizer = OPTIMIZERS[rule][0]
     network = task.partition("/")[2]
-    return f"protocol {PROTOCOL}, {benchmark.name}@{benchmark.version}{network and ' ' + network}, {method}, {rule} ({optimizer.name}@{optimizer.version})"
+    made_by = f"{benchmark.name}@{benchmark.version}{network and ' ' + network}, {method}"
+    return f"protocol {PROTOCOL}, {made_by}, {rule} ({optimizer.name}@{optimizer.version})"
 
 
 def losses(task: str, stack: str, rule: str) -> list[list[float]]:

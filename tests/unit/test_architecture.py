@@ -50,18 +50,37 @@ def test_imports_point_down(path):
         assert LEVEL[other] <= LEVEL[part], f"{part} imports {other}, which lies above it"
 
 
-@pytest.mark.parametrize(("folder", "registry"), [("methods", "METHODS"), ("benchmarks", "BENCHMARKS"), ("experiments", "EXPERIMENTS")])
+@pytest.mark.parametrize(
+    ("folder", "registry"), [("methods", "METHODS"), ("benchmarks", "BENCHMARKS"), ("experiments", "EXPERIMENTS")]
+)
 def test_every_module_of_a_registry_is_listed(folder, registry):
     import importlib
 
     package = importlib.import_module(f"nap_bench.{folder}")
     modules = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__", "base"}
     listed = getattr(package, registry)
-    homes = {v.__name__.rsplit(".", 1)[-1] if folder == "experiments" else v.__module__.rsplit(".", 1)[-1] for v in listed.values()}
+    homes = {
+        v.__name__.rsplit(".", 1)[-1] if folder == "experiments" else v.__module__.rsplit(".", 1)[-1]
+        for v in listed.values()
+    }
     assert homes == modules
 
 
-@pytest.mark.parametrize("module", ["cli", "catalogue", "doctor", "plan", "store", "jobs", "experiments", "report.claims", "report.page", "tracking.publish"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cli",
+        "catalogue",
+        "doctor",
+        "plan",
+        "store",
+        "jobs",
+        "experiments",
+        "report.claims",
+        "report.page",
+        "tracking.publish",
+    ],
+)
 def test_what_needs_no_torch_does_not_import_it(module):
     code = f"import sys, nap_bench.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'mlflow', 'matplotlib.pyplot')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -39,7 +39,13 @@ def test_a_program_prints_its_table_with_hardware_versions_load_and_n(program, r
 
 @pytest.mark.parametrize(
     ("measured", "at_most", "verdict"),
-    [(4.0, True, "MET"), (6.0, True, "NOT MET"), (6.0, False, "MET"), (4.0, False, "NOT MET"), (None, True, "NOT MEASURED")],
+    [
+        (4.0, True, "MET"),
+        (6.0, True, "NOT MET"),
+        (6.0, False, "MET"),
+        (4.0, False, "NOT MET"),
+        (None, True, "NOT MEASURED"),
+    ],
 )
 def test_a_goal_stands_beside_what_was_measured(measured, at_most, verdict, capsys):
     measure.goal("a step", measured, 5.0, at_most=at_most, unit="us", tiny=False)

@@ -13,7 +13,11 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     content = {"a": torch.randn(3), "n": 2, "nested": {"t": torch.ones(2, dtype=torch.bool)}}
     checkpoint.save(tmp_path / "c", "run", "cpu", content)
     back = checkpoint.load(tmp_path / "c", "run", "cpu")
-    assert torch.equal(back["a"], content["a"]) and back["n"] == 2 and torch.equal(back["nested"]["t"], content["nested"]["t"])
+    assert (
+        torch.equal(back["a"], content["a"])
+        and back["n"] == 2
+        and torch.equal(back["nested"]["t"], content["nested"]["t"])
+    )
     assert checkpoint.load(tmp_path / "absent", "run", "cpu") is None
 
 

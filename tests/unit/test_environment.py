@@ -266,7 +266,9 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_reproduce_ends_with_where_the_report_is_and_fails_when_the_workflow_does(tmp_path, code):
     snakemake = tmp_path / ".venv/bin/snakemake"
     snakemake.parent.mkdir(parents=True)
-    snakemake.write_text(f"#!/bin/sh\nmkdir -p reports/laptop; touch reports/laptop/index.html reports/laptop/partial.html; exit {code}\n")
+    snakemake.write_text(
+        f"#!/bin/sh\nmkdir -p reports/laptop; touch reports/laptop/index.html reports/laptop/partial.html; exit {code}\n"
+    )
     snakemake.chmod(0o755)
     done = make(tmp_path, "reproduce")
     assert (done.returncode != 0) == (code != 0)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nap_bench.metrics import plasticity
 from nap_bench.metrics.norms import (
     effective_learning_rate,
     global_norm,
@@ -15,7 +16,6 @@ from nap_bench.metrics.norms import (
     tensor_norms,
     update_parts,
 )
-from nap_bench.metrics import plasticity
 from nap_bench.metrics.plasticity import dead_fraction, dormant_fraction, feature_rank, linearised_fraction
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)  # the machine may be busy

@@ -38,7 +38,9 @@ def test_law_11_every_planned_run_builds_on_the_meta_device(lines):
         if benchmark.loop == "simulation":  # it has no model to build
             check(run)
             continue
-        state = build(stack_of(run.methods).transform_model(run.model), run.optimizer, run.seeds, benchmark.shapes, "meta")
+        state = build(
+            stack_of(run.methods).transform_model(run.model), run.optimizer, run.seeds, benchmark.shapes, "meta"
+        )
         assert state.flat.is_meta
 
 

@@ -26,7 +26,9 @@ def folder(tmp_path):
 
 
 def complete(folder):
-    folder.metrics.write_text("step,seed,metric,value\n2,3,task_end/loss,nan\n2,5,task_end/loss,0.1\n1,5,task_end/loss,0.5\n1,3,task_end/loss,0.25\n")
+    folder.metrics.write_text(
+        "step,seed,metric,value\n2,3,task_end/loss,nan\n2,5,task_end/loss,0.1\n1,5,task_end/loss,0.5\n1,3,task_end/loss,0.25\n"
+    )
     folder.environment.write_text('{"torch": "x"}')
     folder.done.write_text('{"status": [{"seed": 3, "status": "complete"}], "cost": {"wall_seconds": 1.0}}')
 
@@ -74,7 +76,8 @@ def test_a_result_is_remade_from_the_store_without_torch(folder, tmp_path):
     complete(folder)
     code = (
         "import sys; from pathlib import Path; from nap_bench.jobs import Job\n"
-        f"job = Job({{'run_id': {RUN.run_id!r}}}, store=Path({str(tmp_path / 'store')!r}), results=Path({str(tmp_path / 'results')!r}))\n"
+        f"at = Path({str(tmp_path)!r})\n"
+        f"job = Job({{'run_id': {RUN.run_id!r}}}, store=at / 'store', results=at / 'results')\n"
         "assert not job.is_done() and job.remake() and job.is_done(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -78,7 +78,10 @@ def test_the_reported_runs_use_the_choice(scale, exhibit):
 def test_a_diverged_seed_counts_zero_in_a_sweep():
     from nap_bench.experiments.base import Labelled
 
-    metrics = {name: {"steps": [1, 2], "values": [[1.0, None], [1.0, None]]} for name in ("task_end/accuracy", "online/accuracy")}
+    metrics = {
+        name: {"steps": [1, 2], "values": [[1.0, None], [1.0, None]]}
+        for name in ("task_end/accuracy", "online/accuracy")
+    }
     labelled = Labelled("a", "", {"metrics": metrics})
     assert first_task(labelled) == {"first_task_accuracy": 0.5, "first_task_online_accuracy": 0.5}
     assert late(labelled) == {"late_accuracy": 0.5}

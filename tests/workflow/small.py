@@ -20,9 +20,14 @@ SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snake
 def lines(num_tasks: int = 3, steps_per_task: int = 40) -> list[dict[str, Any]]:
     """Plan lines: four arms and two networks of Fig. 1, at sizes of seconds."""
     task = dict(num_examples=48, num_tasks=num_tasks, steps_per_task=steps_per_task)
-    entries = [("arms", arms.entry("laptop", arm, {}, seeds=(0, 1), task=task)) for arm in ("baseline", "off", "norm_only", "nap")]
+    entries = [
+        ("arms", arms.entry("laptop", arm, {}, seeds=(0, 1), task=task))
+        for arm in ("baseline", "off", "norm_only", "nap")
+    ]
     for arm in ("none", "layer_norm"):
-        entries.append(("fig1_dead_units", fig1_dead_units.entry("laptop", arm, "adam", 1e-3, seeds=(0, 1), num_tasks=1)))
+        entries.append(
+            ("fig1_dead_units", fig1_dead_units.entry("laptop", arm, "adam", 1e-3, seeds=(0, 1), num_tasks=1))
+        )
     made = []
     for exhibit, entry in entries:
         params = entry.run.benchmark.as_dict()["params"]
@@ -65,7 +70,9 @@ def command(folder: Path, *arguments: str, cores: int = 2, **config: Any) -> tup
 
 def snakemake(folder: Path, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
     words, settings = command(folder, *arguments, **config)
-    return subprocess.run(words, **settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=280)
+    return subprocess.run(
+        words, **settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=280
+    )
 
 
 def fingerprint(results: Path) -> dict[str, str]:

@@ -27,7 +27,9 @@ def test_one_command_goes_from_nothing_to_report_and_tracker(finished):
     html = (folder / "reports" / "laptop" / "index.html").read_text()
     assert "laptop scale" in html and "NOT RUN" in html
     for line in small.lines():
-        assert json.loads((folder / "results" / "runs" / f"{line['run_id']}.json").read_text())["run_id"] == line["run_id"]
+        assert (
+            json.loads((folder / "results" / "runs" / f"{line['run_id']}.json").read_text())["run_id"] == line["run_id"]
+        )
         assert line["run_id"] in html
     assert (folder / "mlflow.db").exists()
     assert "[run]" in output and "[suite] laptop:" in output, "progress of runs and of the suite"
@@ -57,7 +59,8 @@ def test_a_lost_result_is_remade_from_the_store_without_training(finished):
 def test_two_arms_that_must_be_equal_are_equal_in_every_recorded_bit(finished):
     folder, _ = finished
     baseline, off = (
-        json.loads((folder / "results" / "runs" / f"{line['run_id']}.json").read_text())["metrics"] for line in small.lines()[:2]
+        json.loads((folder / "results" / "runs" / f"{line['run_id']}.json").read_text())["metrics"]
+        for line in small.lines()[:2]
     )
     assert baseline == off
 
@@ -75,7 +78,9 @@ def test_a_failed_run_is_named_in_the_report_and_in_the_exit_code(tmp_path):
     html = partial.read_text()
     assert broken["run_id"] in html and "is damaged" in html
     assert f"{len(planned) - 1} of {len(planned)} runs done" in html, "the good runs of the same pack count"
-    assert all((tmp_path / "results" / "runs" / f"{line['run_id']}.json").exists() for line in planned if line != broken)
+    assert all(
+        (tmp_path / "results" / "runs" / f"{line['run_id']}.json").exists() for line in planned if line != broken
+    )
     (tmp_path / "store" / broken["run_id"] / "checkpoint").unlink()
     mended = small.snakemake(tmp_path)
     assert mended.returncode == 0, mended.stdout
