@@ -8,7 +8,6 @@ A diverged seed comes out as NaN or infinite; the others do not notice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,11 +20,6 @@ def global_norm(flat_SP: Tensor) -> Tensor:
     The norm, not its square, its mean or its root mean square. Zero padding does not change it.
     """
     return torch.linalg.vector_norm(flat_SP.flatten(1), dim=1)
-
-
-def tensor_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name -> 2-norm [S] of each tensor [S, ...]; their root sum of squares is `global_norm` of all of them."""
-    return {name: global_norm(tensor) for name, tensor in tensors.items()}
 
 
 def effective_learning_rate(lr: float | Tensor, norm_S: Tensor, *, steps_are_normalised: bool) -> Tensor:
