@@ -4,7 +4,7 @@ UV_VERSION = 0.13.8
 # Snakemake's jobs and the tests find nap-bench on the PATH without an activated environment.
 RUN = PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-GENERATED = $(wildcard .venv .uv build nap_bench.egg-info .snakemake logs mlflow.db mlartifacts \
+GENERATED = $(wildcard .venv .uv build nap_bench.egg-info .snakemake logs mlflow.db mlflow.db.lock mlartifacts \
               .pytest_cache .ruff_cache .hypothesis $(addprefix reports/,quick laptop workstation paper))
 COMPUTED = $(wildcard store results)
 

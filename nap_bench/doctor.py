@@ -210,12 +210,12 @@ def _sqlite(path: Path) -> Check:
 def programs() -> Iterator[Check]:
     """Programs that can be there. Nothing at laptop scale needs one."""
     for names, has, has_not in (
-        (("apptainer", "singularity"), "images can be run without root.", "no images here; `make env` needs none."),
-        (("docker",), "images can be made.", "no images are made here; `make env` needs none."),
+        (("apptainer", "singularity"), "there; this release ships no image for it yet.", "`make env` needs none."),
+        (("docker",), "there; this release ships no image for it yet.", "`make env` needs none."),
         (("sbatch",), "a cluster: `nap-bench run` goes into a job script.", "no Slurm: runs go on this machine."),
     ):
         found = next(filter(None, map(shutil.which, names)), None)
-        yield Check(OK if found else OPTIONAL, names[0], f"{found}: {has}" if found else f"not found: {has_not}")
+        yield Check(OPTIONAL, names[0], f"{found}: {has}" if found else f"not found: {has_not}")
 
 
 def torch_and_what_needs_it(data_dir: str, lines: list[dict[str, Any]]) -> Iterator[Check]:
