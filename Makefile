@@ -23,7 +23,7 @@ define snakemake
 	@code=0; $(RUN) snakemake $(1) --cores all --config scale=laptop || code=$$?; \
 	found=$(2); [ $$code = 0 ] || found=reports/laptop/partial.html; \
 	if [ -e $$found ]; then echo "Report:    $(CURDIR)/$$found"; else echo "Report:    none was made; the reason is above"; fi; \
-	echo "Dashboard: make dashboard"; exit $$code
+	if [ -e mlflow.db ]; then echo "Dashboard: make dashboard"; fi; exit $$code
 endef
 
 reproduce: env  ## the whole suite at laptop scale; says where the report is

@@ -267,7 +267,7 @@ def test_reproduce_ends_with_where_the_report_is_and_fails_when_the_workflow_doe
     snakemake = tmp_path / ".venv/bin/snakemake"
     snakemake.parent.mkdir(parents=True)
     snakemake.write_text(
-        f"#!/bin/sh\nmkdir -p reports/laptop; touch reports/laptop/index.html reports/laptop/partial.html; exit {code}\n"
+        f"#!/bin/sh\nmkdir -p reports/laptop; touch mlflow.db reports/laptop/index.html reports/laptop/partial.html; exit {code}\n"
     )
     snakemake.chmod(0o755)
     done = make(tmp_path, "reproduce")
