@@ -72,8 +72,8 @@ def simulate(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, 
 
     if not saved:
         probe()
-    saved_at = told_at = time.perf_counter()
-    told_step = step
+    saved_at = told_at = began = time.perf_counter()
+    first_step = step
     while step < total:
         state = benchmark.advance(state, run.seeds, step, schedule(step, total, total))
         step += 1
@@ -81,8 +81,8 @@ def simulate(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, 
             probe()
         now = time.perf_counter()
         if now - told_at > 1.0:
-            control.report(step, (step - told_step) / (now - told_at))
-            told_at, told_step = now, step
+            control.report(step, (step - first_step) / (now - began))
+            told_at = now
         if control.stop or now - saved_at > control.checkpoint_seconds:
             save()
             saved_at = now

@@ -1,6 +1,5 @@
 # What every rule refers to. The plan's functions are loaded by path: neither torch nor the package is imported here.
 import importlib.util
-import sys
 from pathlib import Path
 
 import yaml
