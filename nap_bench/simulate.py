@@ -18,7 +18,7 @@ from nap_bench.record import Recorder
 from nap_bench.schedules import SCHEDULES
 from nap_bench.spec import ModelSpec, Part, Run
 from nap_bench.store import RunFolder
-from nap_bench.train import Control, Cost, Interrupted
+from nap_bench.train import Control, Cost, Interrupted, forget_peak_memory
 
 FIXED = {"model": ModelSpec(family="none", size=()), "methods": (), "optimizer": Part.of(SGD()), "precision": "fp64"}
 """What a run says where a simulation leaves no choice: one value, so that equal simulations are the same run."""
@@ -40,6 +40,7 @@ def simulate(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, 
     alive while its state is finite, which is looked at where the state is probed. data_dir is not read.
     """
     check(run)
+    forget_peak_memory()
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
     schedule = run.schedule.build(SCHEDULES, "schedule")
     probe_steps, total = benchmark.probe_steps(), benchmark.num_steps

@@ -43,6 +43,12 @@ def later(default: Any) -> Any:
     return field(default=default, metadata={"later": True})
 
 
+def _said(component: Any) -> dict[str, Any]:
+    """The fields that belong to a component's identity: all but `later` ones at their default."""
+    values = {f: getattr(component, f.name) for f in dataclasses.fields(component)}
+    return {f.name: value for f, value in values.items() if not (f.metadata.get("later") and value == f.default)}
+
+
 class Component:
     """Base of what a run is made of (methods, benchmarks, optimizers, schedules): frozen dataclasses with a name.
 
@@ -64,11 +70,7 @@ class Part:
     @classmethod
     def of(cls, component: Any) -> Part:
         """The Part that describes a component; every field counts, defaults included, except `later` ones at their default."""
-        params = {
-            f.name: _freeze(getattr(component, f.name))
-            for f in dataclasses.fields(component)
-            if not (f.metadata.get("later") and getattr(component, f.name) == f.default)
-        }
+        params = {name: _freeze(value) for name, value in _said(component).items()}
         return cls(component.name, component.version, tuple(sorted(params.items())))
 
     @classmethod
@@ -102,7 +104,8 @@ class ModelSpec:
     Hidden layers carry a bias exactly where no norm follows (paper A.1: the norm's offset makes it redundant).
 
     family: key of `models.FAMILIES`.  size: what the family needs, e.g. (("widths", (128, 128)),).
-    activation: "relu".  norm: "none", "layer" or "rms", placed immediately before every nonlinearity.
+    activation: "relu", "leaky_relu" (of `negative_slope`), "tanh", or "crelu" (relu(h) beside relu(-h): twice the features).
+    norm: "none", "layer", "rms", "batch" or "group" (`norm_groups` of them), placed immediately before every nonlinearity.
     norm_eps: added to the variance or mean square.  norm_affine: learnable scale and offset.
     init: "torch" (PyTorch's default, U(+-1/sqrt(fan_in))) or "he" (N(0, 2/fan_in), biases 0).
     init_scale: multiplies the initial hidden weights (not biases, not the output layer).
@@ -116,9 +119,11 @@ class ModelSpec:
     norm_affine: bool = True
     init: str = "torch"
     init_scale: float = 1.0
+    negative_slope: float = later(0.01)
+    norm_groups: int = later(4)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "size": dict(self.size)}
+        return {**_said(self), "size": dict(self.size)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nap_bench.models import FAMILIES
-from nap_bench.models.blocks import Group
+from nap_bench.models.blocks import Conv2d, Group, Units
 from nap_bench.models.roles import Role, roles
 from nap_bench.optimizers import OPTIMIZERS
 from nap_bench.rng import generator
@@ -70,11 +70,13 @@ class Optimizer:
 class TrainState:
     """What the loop trains and what methods see. Built by `build`.
 
-    params: name -> [S, ...] view of `flat`.  gradient [S, P]: of the update under way, without padding.  roles: name -> Role.
-    groups: parameters that are projected as one.  lr: device scalar used by the coming step.
+    params: name -> [S, ...] view of `flat`.  values, gradient [S, P]: all parameters and the gradient of the update under way,
+    without padding, to be edited in place.  roles: name -> Role.  buffers: name -> what layers remember besides parameters.
+    groups: parameters that are projected as one.  units: hidden layers seen as units.  lr: device scalar used by the coming step.
     alive [S] bool: False once a seed's loss was not finite.  updates [S]: updates each seed lived to do.
     acts: post-activations of the forward being trained on, if a method needs them (detached once it is done).
     slots: what each method remembers, by its name.  seeds, step (updates done).  eval_params: what evaluation reads.
+    num_forwards: forward passes taken to train; `train` leaves out those of evaluation.
     """
 
     def __init__(
@@ -82,11 +84,12 @@ class TrainState:
     ):
         if spec.family not in FAMILIES:
             raise ValueError(nearest(spec.family, FAMILIES, "model family"))
-        self.spec, self.seeds, self.step = spec, seeds, 0
+        self.spec, self.seeds, self.step, self.num_forwards = spec, seeds, 0, 0
         self.device = torch.device(device)
         self.model = FAMILIES[spec.family](spec, len(seeds), *shapes)
         self.roles: dict[str, Role] = roles(self.model)
         self.groups: tuple[Group, ...] = self.model.groups
+        self.units: tuple[Units, ...] = self.model.units
         self.slots: dict[str, dict[str, Tensor]] = {}
         self.acts: dict[str, Tensor] | None = None
         self.views: dict[str, tuple[int, tuple[int, ...]]] = {}
@@ -99,12 +102,22 @@ class TrainState:
         self.flat = nn.Parameter(torch.zeros(len(seeds), padded, device=self.device, dtype=dtype))
         self.flat.grad = torch.zeros_like(self.flat, requires_grad=False)
         self.gradient = self.flat.grad[:, : self.num_parameters]
+        self.values = self.flat.detach()[:, : self.num_parameters]
         self.params: dict[str, nn.Parameter] = {}
         for name in self.views:
             parameter = nn.Parameter(self.view(self.flat.detach(), name))
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner)._parameters[leaf] = parameter
             self.params[name] = parameter
+        self.buffers: dict[str, Tensor] = {}
+        for name, declared in list(self.model.named_buffers()):
+            path, _, leaf = name.rpartition(".")
+            owner = self.model.get_submodule(path)
+            self.buffers[name] = torch.full(declared.shape, owner.starts[leaf], device=self.device, dtype=dtype)
+            owner._buffers[leaf] = self.buffers[name]
+        self.model.eval()
+        self._masks: dict[tuple[Role, ...], Tensor] = {}
+        self._noise: dict[str, Tensor] = {}
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=self.device)
         self.updates = torch.zeros(len(seeds), dtype=torch.int64, device=self.device)
         self.optimizer = Optimizer(optimizer, self.flat, self.views)
@@ -127,6 +140,37 @@ class TrainState:
         """A weight as [S, out, fan_in], a view."""
         weight = self.params[name].detach()
         return weight.transpose(1, 2) if weight.dim() == 3 else weight.flatten(2)
+
+    def of_roles(self, *wanted: Role) -> Tensor:
+        """Bool [P]: which entries of `values` belong to parameters of these roles."""
+        if wanted not in self._masks:
+            mask = torch.zeros(self.num_parameters, dtype=torch.bool)
+            for name, (start, shape) in self.views.items():
+                mask[start : start + prod(shape[1:])] = self.roles[name] in wanted
+            self._masks[wanted] = mask.to(self.device)
+        return self._masks[wanted]
+
+    def by_unit(self, units: Units, name: str, tensor: Tensor | None = None) -> Tensor:
+        """A view [S, U, ...] of one of the parameters that `units` names, or of another tensor of that parameter's shape.
+
+        Of an incoming weight [S, U, what it reads ...]; of a bias, scale or offset [S, U]; of an outgoing weight [S, U, features
+        per unit, pixels per feature, what reads it ...].
+        """
+        tensor = self.params[name].detach() if tensor is None else tensor
+        is_convolution = isinstance(self.model.get_submodule(name.rpartition(".")[0]), Conv2d)
+        if name in units.outgoing:  # [S, I, O] or [S, O, I, kernel, kernel]
+            inputs_first = tensor.transpose(1, 2) if is_convolution else tensor
+            return inputs_first.unflatten(1, (units.features, units.size, -1)).transpose(1, 2)
+        return tensor.transpose(1, 2) if tensor.dim() == 3 else tensor  # Linear's [S, I, O]
+
+    def normal(self, purpose: str) -> Tensor:
+        """Standard normal draws [S, P] from the streams (seed, purpose, step): a buffer, the caller's until its next call."""
+        if purpose not in self._noise:
+            self._noise[purpose] = torch.empty_like(self.values, memory_format=torch.contiguous_format)
+        noise_SP = self._noise[purpose]
+        for seed, noise_P in zip(self.seeds, noise_SP, strict=True):
+            noise_P.normal_(generator=generator(seed, purpose, self.step, device=self.device))
+        return noise_SP
 
     def group_norm(self, group: Group, flat: Tensor | None = None) -> Tensor:
         """Frobenius norm [S] of the group's parameters, or of the same slices of another flat tensor.
@@ -153,8 +197,11 @@ class TrainState:
         for name, parameter in self.params.items():
             parameter.copy_(self.fresh(name))
 
-    def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
-        """Outputs of the network; inputs are brought to its precision."""
+    def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None, *, training: bool = False) -> Tensor:
+        """Outputs of the network; inputs are brought to its precision. training: normalise by the batch, where a norm does."""
+        self.num_forwards += 1
+        if self.model.training != training:
+            self.model.train(training)
         return self.model(inputs.to(self.flat.dtype), acts)
 
     def state_dict(self) -> dict:
@@ -163,8 +210,10 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "alive": self.alive,
             "updates": self.updates,
+            "buffers": self.buffers,
             "slots": self.slots,
             "step": self.step,
+            "num_forwards": self.num_forwards,
         }
 
     def load_state_dict(self, saved: dict) -> None:
@@ -172,8 +221,10 @@ class TrainState:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.alive.copy_(saved["alive"])
         self.updates.copy_(saved["updates"])
+        for name, buffer in self.buffers.items():
+            buffer.copy_(saved["buffers"][name])
         self.slots = saved["slots"]
-        self.step = saved["step"]
+        self.step, self.num_forwards = saved["step"], saved["num_forwards"]
 
 
 def build(

@@ -5,10 +5,12 @@ Shape suffixes: S seeds, B batch, P parameters.
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -62,6 +64,14 @@ class Online:
         self.loss_S += losses_S.detach()
         self.correct_S += (out_SBK.detach().argmax(dim=-1) == y_SB).float().mean(dim=1)
         self.num_steps += 1
+
+
+def forget_peak_memory() -> None:
+    """Start the process's peak memory anew, so that a run of a pack does not report its predecessor's; on Linux only."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 @dataclass
@@ -128,6 +138,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
 
     Writes metrics.csv and checkpoint in the run's folder. Raises Interrupted after a stop was asked for.
     """
+    forget_peak_memory()
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
     schedule = run.schedule.build(SCHEDULES, "schedule")
     stack = stack_of(run.methods)
@@ -183,7 +194,9 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         update.tail(state, stack)
 
         if state.step in eval_steps:
+            num_forwards = state.num_forwards
             evaluated = benchmark.evaluate(state, data)
+            state.num_forwards = num_forwards  # what is left counts training and what methods asked for
             state.alive &= torch.isfinite(evaluated["loss"])  # after the last update nothing else would notice
             for name, values_S in diagnose(state, evaluated.pop("acts"), before_SP).items():
                 log(name, values_S)
@@ -213,4 +226,8 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         {"seed": seed, "status": "complete"} if alive[i] else {"seed": seed, "status": "diverged", "step": updates[i]}
         for i, seed in enumerate(run.seeds)
     ]
-    return {"status": status, "cost": cost.as_dict(total, state.device), "model": state.spec.as_dict()}
+    spent = cost.as_dict(total, state.device) | {
+        "extra_forward_passes": state.num_forwards - total,
+        "slot_bytes": sum(slot.nbytes for slots in state.slots.values() for slot in slots.values()),
+    }
+    return {"status": status, "cost": spent, "model": state.spec.as_dict()}

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from nap_bench.methods.base import Method, Phase
+from nap_bench.models.blocks import NORMS
 from nap_bench.models.roles import Role
-from nap_bench.spec import ModelSpec, Run, nearest
+from nap_bench.spec import ModelSpec, Run, later, nearest
 
-POLICIES = ("free", "decay", "joint")
+HOMOGENEOUS = ("crelu", "leaky_relu", "relu")
+POLICIES = ("free", "decay", "joint", "none")
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class NaP(Method):
 
         W_l <- rho_l W_l / ||W_l||_F,   rho_l = ||W_l(0)||_F
 
-    norm: "layer", "rms", or "none" (projection only: the network keeps its biases, which are not projected).
+    norm: "layer", "rms", "batch", "group", or "none" (projection only: the network keeps its biases, which are not projected).
     project: False leaves the norm only.  period: updates between projections, >= 1 (paper 3.3: 1 and 1000 nearly equal).
     head: project the final linear layer too. The paper does not; it is an arm of its own here.
     scale_offset: what happens to the norm's scale and offset at a projection (paper 3.3, App. D):
       "free"; "decay": (s, o) <- (a s + (1 - a), a o), a = `decay`; "joint": (s, o) scaled per layer to joint norm sqrt(D),
-      their initial one (the paper prints 1, which would change the last layer's output), homogeneous activations only.
+      their initial one (the paper prints 1, which would change the last layer's output), homogeneous activations only;
+      "none": the norm has neither.
+    per: "layer" as in the paper, or "neuron": every unit's incoming weights keep their own norm (SimbaV2 and nGPT do so).
     Optimizer moments are left alone; gradients are not projected.
     """
 
@@ -41,24 +45,29 @@ class NaP(Method):
     head: bool = False
     scale_offset: str = "free"
     decay: float = 0.999
+    per: str = later("layer")
 
     def __post_init__(self) -> None:
-        if self.norm not in ("none", "layer", "rms"):
-            raise ValueError(nearest(self.norm, ("none", "layer", "rms"), "norm of nap"))
+        if self.norm not in ("none", *NORMS):
+            raise ValueError(nearest(self.norm, ("none", *NORMS), "norm of nap"))
+        if self.per not in ("layer", "neuron"):
+            raise ValueError(nearest(self.per, ("layer", "neuron"), "per of nap"))
         if self.scale_offset not in POLICIES:
             raise ValueError(nearest(self.scale_offset, POLICIES, "scale_offset of nap"))
         if self.period < 1 or not 0.0 <= self.decay <= 1.0:
             raise ValueError(f"nap wants period >= 1 and decay in [0, 1]; found {self.period} and {self.decay}.")
 
     def why_not(self, run: Run) -> str | None:
-        if self.scale_offset == "joint" and run.model.activation != "relu":
+        if self.scale_offset == "joint" and run.model.activation not in HOMOGENEOUS:
             return f"scale_offset='joint' needs a positively homogeneous activation, found {run.model.activation!r}"
         if self.scale_offset != "free" and self.norm == "none":
             return f"scale_offset={self.scale_offset!r} has nothing to act on where norm='none'"
         return None
 
     def transform_model(self, spec: ModelSpec) -> ModelSpec:
-        return spec if self.norm == "none" else dataclasses.replace(spec, norm=self.norm)
+        if self.norm == "none":
+            return spec
+        return dataclasses.replace(spec, norm=self.norm, norm_affine=spec.norm_affine and self.scale_offset != "none")
 
     def _groups(self, state):
         """The groups that are projected: all but the output layer, or all."""
@@ -67,7 +76,13 @@ class NaP(Method):
     def setup(self, state) -> dict[str, Tensor]:
         if not self.project:
             return {}
+        if self.per == "neuron":
+            return {name: self._neuron_norms(state, name) for group in self._groups(state) for name in group.members}
         return {group.name: state.group_norm(group) for group in self._groups(state)}
+
+    def _neuron_norms(self, state, name: str) -> Tensor:
+        """[S, out]."""
+        return torch.linalg.vector_norm(state.matrix(name), dim=2)
 
     @torch.no_grad()
     def after_step(self, state) -> None:
@@ -86,6 +101,14 @@ class NaP(Method):
             return
         targets = state.slots[self.name]
         for group in self._groups(state):
+            if self.per == "neuron":
+                for name in group.members:
+                    norms_SO = self._neuron_norms(state, name)
+                    factor_SO = torch.where(
+                        norms_SO > 0, targets[name] / norms_SO, 1.0
+                    )  # nothing to scale in a zero row
+                    state.matrix(name).mul_(factor_SO.unsqueeze(2))
+                continue
             factor_S = targets[group.name] / state.group_norm(group)
             for name in group.members:
                 state.params[name].mul_(factor_S.view(-1, *[1] * (state.params[name].dim() - 1)))

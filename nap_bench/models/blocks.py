@@ -9,8 +9,9 @@ reduces over S, so a seed trained in a block equals the seed trained alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,38 @@ class Group:
     name: str
     members: tuple[str, ...]
     scale_invariant: bool
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one hidden layer and the names of the parameters around them (see `TrainState.by_unit`).
+
+    name: their key among post-activations.  size: how many, U.  features: how many post-activations each has (2 for "crelu").
+    incoming: weight, and bias if there is one.  norm: scale and offset of the norm between, if any.  outgoing: weights that read them.
+    """
+
+    name: str
+    size: int
+    features: int
+    incoming: tuple[str, ...]
+    norm: tuple[str, ...]
+    outgoing: tuple[str, ...]
+
+
+def chain(spec: ModelSpec, layers: Sequence[str], sizes: Sequence[int]) -> tuple[Units, ...]:
+    """Units of hidden layers that follow each other: paths of their modules (then `norms.<index>`, at last `output`), and sizes."""
+    has_norm = spec.norm != "none"
+    return tuple(
+        Units(
+            name=f"layer{index}",
+            size=size,
+            features=features_per_unit(spec),
+            incoming=(f"{layer}.weight",) if has_norm else (f"{layer}.weight", f"{layer}.bias"),
+            norm=(f"norms.{index}.scale", f"norms.{index}.offset") if has_norm and spec.norm_affine else (),
+            outgoing=(f"{after}.weight",),
+        )
+        for index, (layer, after, size) in enumerate(zip(layers, [*layers[1:], "output"], sizes, strict=True))
+    )
 
 
 def declare(num_seeds: int, *shape: int) -> nn.Parameter:
@@ -123,11 +156,11 @@ class LayerNorm(nn.Module):
     vector), with a scale and an offset per channel.
     """
 
-    def __init__(self, num_seeds: int, features: int, *, eps: float, affine: bool):
+    def __init__(self, spec: ModelSpec, num_seeds: int, features: int):
         super().__init__()
-        self.eps = eps
-        self.scale = declare(num_seeds, features) if affine else None
-        self.offset = declare(num_seeds, features) if affine else None
+        self.eps = spec.norm_eps
+        self.scale = declare(num_seeds, features) if spec.norm_affine else None
+        self.offset = declare(num_seeds, features) if spec.norm_affine else None
         self.draws = {"scale": constant(1.0), "offset": constant(0.0)}
 
     def normalise(self, h: Tensor) -> Tensor:
@@ -137,8 +170,13 @@ class LayerNorm(nn.Module):
         unit = self.normalise(h)
         if self.scale is None:
             return unit
-        per_feature = (len(self.scale), 1, -1, *[1] * (h.dim() - 3))
-        return torch.addcmul(self.offset.view(per_feature), unit, self.scale.view(per_feature))
+        shape = per_feature(h)
+        return torch.addcmul(self.offset.view(shape), unit, self.scale.view(shape))
+
+
+def per_feature(h: Tensor) -> tuple[int, ...]:
+    """The shape in which a tensor [S, D] meets h_SBD or h_SBDHW."""
+    return (len(h), 1, -1, *[1] * (h.dim() - 3))
 
 
 class RMSNorm(LayerNorm):
@@ -148,19 +186,88 @@ class RMSNorm(LayerNorm):
         return F.rms_norm(h, h.shape[2:], eps=self.eps)
 
 
-NORMS: dict[str, type[LayerNorm]] = {"layer": LayerNorm, "rms": RMSNorm}
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu}
+class GroupNorm(LayerNorm):
+    """LayerNorm of each of `norm_groups` equal groups of features or channels by itself (Wu & He 2018)."""
+
+    def __init__(self, spec: ModelSpec, num_seeds: int, features: int):
+        super().__init__(spec, num_seeds, features)
+        self.num_groups = spec.norm_groups
+        if features % self.num_groups:
+            raise ValueError(
+                f"Group norm wants every layer's size to be a multiple of norm_groups={self.num_groups}; found a layer of "
+                f"{features}. Choose another size or number of groups."
+            )
+
+    def normalise(self, h: Tensor) -> Tensor:
+        grouped = h.unflatten(2, (self.num_groups, -1))
+        return F.layer_norm(grouped, grouped.shape[3:], eps=self.eps).flatten(2, 3)
+
+
+class BatchNorm(LayerNorm):
+    """Each feature or channel of each seed normalised over the batch (Ioffe & Szegedy 2015), and over H and W of feature maps.
+
+    Training uses the batch's own mean and variance and lets the running ones follow (momentum 0.1, unbiased variance, as
+    PyTorch does); evaluation uses the running ones. running_mean, running_var [S, D] start at 0 and 1.
+    """
+
+    MOMENTUM = 0.1
+
+    def __init__(self, spec: ModelSpec, num_seeds: int, features: int):
+        super().__init__(spec, num_seeds, features)
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, torch.empty(num_seeds, features, device="meta"))
+        self.starts = {"running_mean": 0.0, "running_var": 1.0}
+
+    def normalise(self, h: Tensor) -> Tensor:
+        shape = per_feature(h)
+        if not self.training:
+            return (h - self.running_mean.view(shape)) * torch.rsqrt(self.running_var.view(shape) + self.eps)
+        over = (1, *range(3, h.dim()))
+        size = h.numel() // self.running_mean.numel()
+        if size < 2:
+            raise ValueError("Batch norm wants more than one example in a training batch; found one. Raise batch_size.")
+        mean = h.mean(dim=over, keepdim=True)
+        centred = h - mean
+        var = centred.square().mean(dim=over, keepdim=True)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.view_as(self.running_mean), self.MOMENTUM)
+            self.running_var.lerp_(var.view_as(self.running_var) * (size / (size - 1)), self.MOMENTUM)
+        return centred * torch.rsqrt(var + self.eps)
+
+
+NORMS: dict[str, type[LayerNorm]] = {"batch": BatchNorm, "group": GroupNorm, "layer": LayerNorm, "rms": RMSNorm}
+
+
+def crelu(h: Tensor) -> Tensor:
+    """relu(h) and relu(-h) side by side, twice the features (Shang et al. 2016; Abbas et al. 2023)."""
+    return F.relu(torch.cat([h, -h], dim=2))
+
+
+ACTIVATIONS = ("crelu", "leaky_relu", "relu", "tanh")
 
 
 def norm_of(spec: ModelSpec, num_seeds: int, features: int) -> LayerNorm:
     """The norm that a spec asks for. Raises for an unknown one."""
     if spec.norm not in NORMS:
         raise ValueError(nearest(spec.norm, ["none", *NORMS], "norm"))
-    return NORMS[spec.norm](num_seeds, features, eps=spec.norm_eps, affine=spec.norm_affine)
+    return NORMS[spec.norm](spec, num_seeds, features)
 
 
 def activation_of(spec: ModelSpec) -> Callable[[Tensor], Tensor]:
     """The nonlinearity that a spec asks for. Raises for an unknown one."""
     if spec.activation not in ACTIVATIONS:
         raise ValueError(nearest(spec.activation, ACTIVATIONS, "activation"))
-    return ACTIVATIONS[spec.activation]
+    if spec.activation == "leaky_relu":
+        return partial(F.leaky_relu, negative_slope=spec.negative_slope)
+    return {"crelu": crelu, "relu": F.relu, "tanh": torch.tanh}[spec.activation]
+
+
+def features_per_unit(spec: ModelSpec) -> int:
+    """How many post-activations a unit has."""
+    return 2 if spec.activation == "crelu" else 1
+
+
+def hidden_scale(spec: ModelSpec) -> float:
+    """What multiplies a hidden weight's initial draw: He's gain for a leaky ReLU of slope a is sqrt(2 / (1 + a^2))."""
+    leaky = spec.init == "he" and spec.activation == "leaky_relu"
+    return spec.init_scale / math.sqrt(1.0 + spec.negative_slope**2) if leaky else spec.init_scale

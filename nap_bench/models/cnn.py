@@ -5,7 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nap_bench.models.blocks import Conv2d, Group, Linear, Output, activation_of, norm_of
+from nap_bench.models.blocks import (
+    Conv2d,
+    Group,
+    Linear,
+    Output,
+    activation_of,
+    chain,
+    features_per_unit,
+    hidden_scale,
+    norm_of,
+)
 from nap_bench.spec import ModelSpec
 
 
@@ -14,6 +24,7 @@ class CNN(nn.Module):
 
     `size`: channels, of each convolution; pool_after, indices of the convolutions that 2 x 2 max-pooling follows; widths, of
     the hidden linear layers; kernel, odd.  groups: one per hidden layer in order, then the output layer.
+    units: one entry per hidden layer, a channel being a unit.
     """
 
     def __init__(self, spec: ModelSpec, num_seeds: int, inputs: tuple[int, int, int], outputs: int):
@@ -24,11 +35,12 @@ class CNN(nn.Module):
         channels, height, width = inputs
         if size["kernel"] % 2 == 0:
             raise ValueError(f"A cnn wants an odd kernel, which padding can centre; found {size['kernel']}.")
-        common = dict(bias=not has_norm, init=spec.init, init_scale=spec.init_scale)
+        common = dict(bias=not has_norm, init=spec.init, init_scale=hidden_scale(spec))
+        per_unit = features_per_unit(spec)
         layers, norms, groups = [], [], []
         for index, wanted in enumerate(size["channels"]):
             layers.append(Conv2d(num_seeds, channels, wanted, kernel=size["kernel"], **common))
-            channels = wanted
+            channels = wanted * per_unit
             if index in self.pool_after:
                 height, width = height // 2, width // 2
         features = channels * height * width
@@ -38,14 +50,16 @@ class CNN(nn.Module):
             )
         for wanted in size["widths"]:
             layers.append(Linear(num_seeds, features, wanted, **common))
-            features = wanted
-        for index, wanted in enumerate((*size["channels"], *size["widths"])):
+            features = wanted * per_unit
+        sizes = (*size["channels"], *size["widths"])
+        for index, wanted in enumerate(sizes):
             if has_norm:
                 norms.append(norm_of(spec, num_seeds, wanted))
             groups.append(Group(f"layer{index}", (f"layers.{index}.weight",), has_norm))
         self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
         self.output = Output(num_seeds, features, outputs, bias=True, init=spec.init)
         self.groups = (*groups, Group("output", ("output.weight",), False))
+        self.units = chain(spec, [f"layers.{index}" for index in range(len(sizes))], sizes)
 
     def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [S, B, K]. acts, if given, receives every post-activation under its layer's name, in order."""

@@ -6,32 +6,41 @@ from math import prod
 
 from torch import Tensor, nn
 
-from nap_bench.models.blocks import Group, Linear, Output, activation_of, norm_of
+from nap_bench.models.blocks import (
+    Group,
+    Linear,
+    Output,
+    activation_of,
+    chain,
+    features_per_unit,
+    hidden_scale,
+    norm_of,
+)
 from nap_bench.spec import ModelSpec
 
 
 class MLP(nn.Module):
     """x_SB... -> logits_SBK; inputs of any shape are flattened. `size`: widths, a tuple of hidden sizes.
 
-    groups: one per hidden layer (each weight is its own group), then the output layer.
+    groups: one per hidden layer (each weight is its own group), then the output layer.  units: one entry per hidden layer.
     """
 
     def __init__(self, spec: ModelSpec, num_seeds: int, inputs: tuple[int, ...], outputs: int):
         super().__init__()
         self.activation = activation_of(spec)
-        has_norm = spec.norm != "none"
+        has_norm, features, scale = spec.norm != "none", features_per_unit(spec), hidden_scale(spec)
         linears, norms, groups, fan_in = [], [], [], prod(inputs)
-        for index, width in enumerate(dict(spec.size)["widths"]):
-            linears.append(
-                Linear(num_seeds, fan_in, width, bias=not has_norm, init=spec.init, init_scale=spec.init_scale)
-            )
+        widths = dict(spec.size)["widths"]
+        for index, width in enumerate(widths):
+            linears.append(Linear(num_seeds, fan_in, width, bias=not has_norm, init=spec.init, init_scale=scale))
             if has_norm:
                 norms.append(norm_of(spec, num_seeds, width))
             groups.append(Group(f"layer{index}", (f"linears.{index}.weight",), has_norm))
-            fan_in = width
+            fan_in = width * features
         self.linears, self.norms = nn.ModuleList(linears), nn.ModuleList(norms)
         self.output = Output(num_seeds, fan_in, outputs, bias=True, init=spec.init)
         self.groups = (*groups, Group("output", ("output.weight",), False))
+        self.units = chain(spec, [f"linears.{index}" for index in range(len(widths))], widths)
 
     def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [S, B, K]. acts, if given, receives every post-activation under its layer's name, in order."""

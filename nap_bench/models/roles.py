@@ -21,8 +21,7 @@ ROLES: dict[type[nn.Module], dict[str, Role]] = {
     blocks.Conv2d: {"weight": Role.WEIGHT, "bias": Role.BIAS},
     blocks.Linear: {"weight": Role.WEIGHT, "bias": Role.BIAS},
     blocks.Output: {"weight": Role.OUTPUT, "bias": Role.BIAS},
-    blocks.LayerNorm: {"scale": Role.SCALE, "offset": Role.OFFSET},
-    blocks.RMSNorm: {"scale": Role.SCALE, "offset": Role.OFFSET},
+    **{norm: {"scale": Role.SCALE, "offset": Role.OFFSET} for norm in blocks.NORMS.values()},
 }
 
 
