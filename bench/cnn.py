@@ -22,6 +22,11 @@ SIZES = ((16, 8, 32), (32, 16, 16))
 """Channels in and out, height and width, batch size."""
 
 
+def as_between_layers(h_SBCHW: torch.Tensor) -> torch.Tensor:
+    """In the memory layout that activations and their gradients have within a network."""
+    return h_SBCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, h_SBCHW.shape[:2])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
@@ -42,8 +47,9 @@ def main() -> None:
     )
     for channels, side, batch_size in SIZES:
         torch.manual_seed(0)
-        x_SBCHW = torch.randn(NUM_SEEDS, batch_size, channels, side, side, device=device, requires_grad=True)
-        upstream = torch.randn_like(x_SBCHW)
+        shape = (NUM_SEEDS, batch_size, channels, side, side)
+        x_SBCHW, upstream = (as_between_layers(torch.randn(shape, device=device)) for _ in range(2))
+        x_SBCHW.requires_grad_()
         separate = [
             nn.Conv2d(channels, channels, 3, padding=1).to(device, memory_format=torch.channels_last)
             for _ in range(NUM_SEEDS)

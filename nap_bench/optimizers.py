@@ -1,4 +1,7 @@
-"""Optimizers as parts of a run. Each steps the one flat parameter [S, P]; the learning rate comes from the schedule."""
+"""Optimizers as parts of a run. Each steps the one flat parameter [S, P]; the learning rate comes from the schedule.
+
+PyTorch's functions rather than its classes: same arithmetic, half the time per call, and moments are there from the start.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from nap_bench.spec import Component
 
@@ -24,14 +29,28 @@ class Adam(Component):
     eps: float = 1e-8
     clip_norm: float | None = None
 
-    def build(self, parameter: nn.Parameter, lr: Tensor) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            [parameter],
-            lr=lr,
-            betas=(self.beta1, self.beta2),
-            eps=self.eps,
+    def start(self, flat: Tensor) -> dict[str, Tensor]:
+        """What it remembers before the first step: both moments [S, P] and the number of steps."""
+        return {name: torch.zeros_like(flat) for name in self.moments} | {"step": torch.zeros((), device=flat.device)}
+
+    def step(self, flat: Tensor, gradient: Tensor, memory: dict[str, Tensor], lr: Tensor) -> None:
+        """Move the parameters and the memory in place. flat, gradient [S, P]; lr a scalar on their device."""
+        adam(
+            [flat],
+            [gradient],
+            [memory["exp_avg"]],
+            [memory["exp_avg_sq"]],
+            [],
+            [memory["step"]],
             fused=True,
             capturable=lr.is_cuda,
+            amsgrad=False,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
         )
 
 
@@ -46,8 +65,24 @@ class SGD(Component):
     momentum: float = 0.0
     clip_norm: float | None = None
 
-    def build(self, parameter: nn.Parameter, lr: Tensor) -> torch.optim.Optimizer:
-        return torch.optim.SGD([parameter], lr=lr, momentum=self.momentum, fused=True)
+    def start(self, flat: Tensor) -> dict[str, Tensor]:
+        """What it remembers before the first step: the momentum buffer [S, P], where there is momentum."""
+        return {name: torch.zeros_like(flat) for name in self.moments} if self.momentum else {}
+
+    def step(self, flat: Tensor, gradient: Tensor, memory: dict[str, Tensor], lr: Tensor) -> None:
+        """As Adam's."""
+        sgd(
+            [flat],
+            [gradient],
+            [memory.get("momentum_buffer")],
+            fused=True,
+            weight_decay=0.0,
+            momentum=self.momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
 
 
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
