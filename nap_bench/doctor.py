@@ -264,7 +264,7 @@ def torchvision() -> Check:
 
 def datasets(data_dir: str, lines: list[dict[str, Any]]) -> Iterator[Check]:
     """The datasets that have to be on disk, sizes and checksums verified. Laptop scale needs none."""
-    from nap_bench.benchmarks.random_labels import DATASETS
+    from nap_bench.benchmarks.base import DATASETS
 
     for name, dataset in DATASETS.items():
         if not dataset.downloaded:

@@ -1,12 +1,23 @@
-"""What every benchmark offers. A benchmark makes data; it neither trains nor regularises."""
+"""What every benchmark offers, and what streams of images share. A benchmark makes data; it does not train.
+
+Shape suffixes: S seeds, B batch, N images on the device, E images that evaluation reads, K classes.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+import importlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from nap_bench.spec import Component
+from nap_bench.metrics.plasticity import jacobian_norm
+from nap_bench.metrics.probe import METRICS, Probe, measure
+from nap_bench.rng import generator
+from nap_bench.spec import Component, later, nearest
 
 
 class Data(Protocol):
@@ -16,7 +27,7 @@ class Data(Protocol):
 
 
 class SupervisedBenchmark(Component):
-    """A stream of tasks. Shape suffixes: S seeds, B batch, N examples, D features, K classes.
+    """A stream of tasks.
 
     Data are a pure function of (seed, step): resuming, blocks of seeds and paired comparison need nothing else.
     """
@@ -26,7 +37,7 @@ class SupervisedBenchmark(Component):
 
     steps_per_task: int
     flow: bool = False
-    """Whether every update is measured for the gradient-flow check (metrics/flow.py): it costs one copy of the parameters."""
+    """Whether every update is measured for the gradient-flow check (metrics/flow.py): costs a copy of the parameters."""
 
     @property
     def num_steps(self) -> int:
@@ -68,3 +79,186 @@ class SupervisedBenchmark(Component):
     def eval_steps(self) -> frozenset[int]:
         """Numbers of updates done at which `evaluate` is called."""
         raise NotImplementedError
+
+
+class Dataset(NamedTuple):
+    shape: tuple[int, ...]  # of one image
+    num_classes: int
+    downloaded: bool  # or embedded in a dependency
+
+
+DATASETS = {
+    "cifar10": Dataset((3, 32, 32), 10, True),
+    "digits": Dataset((1, 8, 8), 10, False),
+    "mnist": Dataset((1, 28, 28), 10, True),
+    "patches": Dataset((3, 8, 8), 10, False),
+}
+"""By the name of their module in nap_bench.data."""
+
+STEPS_PER_CHUNK = 1024
+"""Batch indices are drawn for this many steps at a time; each chunk starts a new pass over the task's images."""
+
+PREVIOUS = "previous_accuracy"
+"""The one metric that needs other examples than the task's own: accuracy on what evaluation read in the task before."""
+
+
+@dataclass(frozen=True, eq=False)  # equal only to itself: what is drawn for it is cached by it
+class Images:
+    inputs: Tensor  # [N, C, H, W] float32, on the device
+    labels: Tensor  # [N] int64, the true ones
+
+
+@dataclass(frozen=True)
+class ImageStream(SupervisedBenchmark):
+    """`num_tasks` tasks, one after another, of `steps_per_task` updates each, made of one dataset of images.
+
+    Batches are drawn without replacement, pass after pass over a fresh permutation of the task's images. A stream says
+    what a task is by up to three functions of (seed, task): which images it is made of (`images`), how they look
+    (`shown`) and what they are answered with (`answers`). Nothing tells the learner of a switch.
+    """
+
+    own_images: ClassVar[bool] = False
+    """Whether `images` depends on the seed or the task. Where it does not, evaluation copies nothing."""
+
+    dataset: str
+    num_examples: int
+    num_tasks: int
+    steps_per_task: int
+    batch_size: int
+    probes_per_task: int = 1
+    jacobian_examples: int = later(0)
+    flow: bool = later(False)
+    first_task: int = later(0)
+    eval_examples: int | None = later(None)
+    metrics: tuple[str, ...] = later(())
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise ValueError(nearest(self.dataset, DATASETS, f"dataset of {self.name}"))
+        if (
+            not 0 < self.probes_per_task <= self.steps_per_task
+            or min(self.num_examples, self.batch_size, self.num_tasks) < 1
+        ):
+            raise ValueError(f"{self.name} wants positive sizes, at most one probe per step; found {self}.")
+        if self.first_task < 0:
+            raise ValueError(f"{self.name} wants first_task >= 0; found {self.first_task}.")
+        if self.eval_examples is not None and not 0 < self.eval_examples <= self.num_examples:
+            raise ValueError(
+                f"{self.name} wants eval_examples from 1 to num_examples = {self.num_examples}; "
+                f"found {self.eval_examples}."
+            )
+        for metric in self.metrics:
+            if metric not in (*METRICS, PREVIOUS):
+                raise ValueError(nearest(metric, (*METRICS, PREVIOUS), f"metric of {self.name}"))
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_tasks * self.steps_per_task
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], int]:
+        return DATASETS[self.dataset][:2]
+
+    @property
+    def download(self) -> str | None:
+        return self.dataset if DATASETS[self.dataset].downloaded else None
+
+    @property
+    def num_loaded(self) -> int | None:
+        """How many images are put on the device, the first of the dataset; None for all."""
+        return self.num_examples
+
+    def task_at(self, step: int) -> int:
+        return self.first_task + step // self.steps_per_task
+
+    def load(self, data_dir: str | None, device: str) -> Images:
+        inputs, labels = importlib.import_module(f"nap_bench.data.{self.dataset}").load(data_dir)
+        wanted = self.num_loaded or self.num_examples
+        if wanted > len(inputs):
+            raise ValueError(f"{self.name} wants {wanted} images; {self.dataset} has {len(inputs)}.")
+        some = slice(self.num_loaded)
+        return Images(inputs[some].view(-1, *self.shapes[0]).to(device), labels[some].to(device))
+
+    def images(self, data: Images, seed: int, task: int) -> Tensor:
+        """Indices, on the CPU, of the images that a task is made of: all of the first `num_examples`."""
+        return torch.arange(self.num_examples)
+
+    def shown(self, inputs: Tensor, seeds: tuple[int, ...], task: int) -> Tensor:
+        """Images [S, B, C, H, W] as a task shows them: as they are."""
+        return inputs
+
+    def answers(self, data: Images, seeds: tuple[int, ...], task: int, index_SB: Tensor) -> Tensor:
+        """[S, B] int64: what each seed's network is to answer for these images during a task; their true labels."""
+        return data.labels[index_SB]
+
+    def probe(self, data: Images, seeds: tuple[int, ...], task: int) -> tuple[Tensor, Tensor]:
+        """(inputs [S, E, C, H, W], targets [S, E]) of what evaluation reads: the first `eval_examples` images."""
+        if self.own_images:
+            index_SE = torch.stack([self.images(data, seed, task)[: self.eval_examples] for seed in seeds])
+            return self._pairs(data, seeds, task, index_SE.to(data.inputs.device))
+        inputs = data.inputs[: self.eval_examples]
+        index_SE = torch.arange(len(inputs), device=inputs.device).expand(len(seeds), -1)
+        inputs = self.shown(inputs.expand(len(seeds), *inputs.shape), seeds, task)
+        return inputs, self.answers(data, seeds, task, index_SE)
+
+    def order(self, data: Images, seed: int, task: int, chunk: int) -> Tensor:
+        """[steps, B] indices of images: permutations of all of the task's, one after another."""
+        images = self.images(data, seed, task)
+        wanted = min(STEPS_PER_CHUNK, self.steps_per_task) * self.batch_size
+        passes = -(-wanted // len(images))
+        keys = torch.rand(passes, len(images), generator=generator(seed, "order", task, chunk))
+        return images[keys.argsort(dim=1).flatten()[:wanted]].view(-1, self.batch_size)
+
+    @lru_cache(maxsize=2)  # noqa: B019 (keyed by value, a frozen dataclass; two chunks at most)
+    def _block_order(self, data: Images, seeds: tuple[int, ...], task: int, chunk: int) -> Tensor:
+        orders = [self.order(data, seed, task, chunk) for seed in seeds]
+        return torch.stack(orders, dim=1).to(data.inputs.device)
+
+    def _pairs(self, data: Images, seeds: tuple[int, ...], task: int, index_SB: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = data.inputs.index_select(0, index_SB.flatten()).unflatten(0, index_SB.shape)
+        return self.shown(inputs, seeds, task), self.answers(data, seeds, task, index_SB)
+
+    def batch(self, data: Images, seeds: tuple[int, ...], step: int) -> tuple[Tensor, Tensor]:
+        chunk, row = divmod(step % self.steps_per_task, STEPS_PER_CHUNK)
+        task = self.task_at(step)
+        return self._pairs(data, seeds, task, self._block_order(data, seeds, task, chunk)[row])
+
+    def losses(self, out_SBK: Tensor, y_SB: Tensor) -> Tensor:
+        """Cross-entropy [S, B] over all outputs."""
+        return F.cross_entropy(out_SBK.flatten(0, 1), y_SB.flatten(), reduction="none").view(y_SB.shape)
+
+    def loss(self, out_SBK: Tensor, y_SB: Tensor) -> Tensor:
+        return self.losses(out_SBK, y_SB).mean(dim=1)
+
+    def eval_steps(self) -> frozenset[int]:
+        k, probes = self.steps_per_task, self.probes_per_task
+        within = [k * (i + 1) // probes for i in range(probes)]
+        return frozenset(task * k + step for task in range(self.num_tasks) for step in within)
+
+    @torch.no_grad()
+    def evaluate(self, state, data: Images) -> dict[str, Tensor]:
+        """Accuracy and loss [S] on `probe` of the task of the last update done, and post-activations `acts`.
+
+        At a task's end also jacobian_norm [S], if it is asked for, and each of `metrics`.
+        """
+        task = self.task_at(state.step - 1)
+        inputs, y_SE = self.probe(data, state.seeds, task)
+        acts: dict[str, Tensor] = {}
+        out_SEK = state.forward(inputs, acts)
+        found = {"accuracy": accuracy(out_SEK, y_SE), "loss": self.loss(out_SEK, y_SE), "acts": acts}
+        if state.step % self.steps_per_task:
+            return found
+        if self.jacobian_examples:
+            with torch.enable_grad():
+                found["jacobian_norm"] = jacobian_norm(state.forward, inputs[:, : self.jacobian_examples])
+        names = [name for name in self.metrics if name != PREVIOUS]
+        found |= measure(names, Probe(state, inputs, y_SE, out_SEK, acts, self.losses))
+        if PREVIOUS in self.metrics:
+            inputs, y_SE = self.probe(data, state.seeds, max(task - 1, 0))
+            found[PREVIOUS] = accuracy(state.forward(inputs), y_SE)
+        return found
+
+
+def accuracy(out_SBK: Tensor, y_SB: Tensor) -> Tensor:
+    """[S]"""
+    return (out_SBK.argmax(dim=-1) == y_SB).float().mean(dim=1)

@@ -5,19 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from nap_bench.benchmarks.random_labels import Images, RandomLabels
+from nap_bench.benchmarks.base import ImageStream
 
 
 @dataclass(frozen=True)
-class TrueLabels(RandomLabels):
+class TrueLabels(ImageStream):
     """Learn the true labels of the first `num_examples` images, in the same order of batches as random_labels.
 
-    Every task is the same; `num_tasks` and `steps_per_task` say only when evaluation takes place. Other fields as there.
+    Every task is the same; `num_tasks` and `steps_per_task` say only when evaluation takes place. Other fields as
+    there.
     """
 
     name: ClassVar[str] = "true_labels"
-
-    def targets(self, data: Images, seeds: tuple[int, ...], task: int) -> Tensor:
-        return data.labels.expand(len(seeds), -1)

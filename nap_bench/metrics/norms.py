@@ -8,6 +8,7 @@ A diverged seed comes out as NaN or infinite; the others do not notice.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,35 @@ def global_norm(flat_SP: Tensor) -> Tensor:
     The norm, not its square, its mean or its root mean square. Zero padding does not change it.
     """
     return torch.linalg.vector_norm(flat_SP.flatten(1), dim=1)
+
+
+def mean_magnitude(values_SP: Tensor) -> Tensor:
+    """Mean of |w|, [S] ("weight magnitude" of Dohare et al. 2024). Padding would change it: give it none."""
+    return values_SP.flatten(1).abs().mean(dim=1)
+
+
+def root_mean_square(values_SP: Tensor) -> Tensor:
+    """||w|| / sqrt(number of elements), [S]: a norm that does not grow with the network."""
+    return global_norm(values_SP) / math.sqrt(values_SP[0].numel())
+
+
+def norm_per_element(values_SP: Tensor) -> Tensor:
+    """||w|| / number of elements, [S]: what some codes log as weight norm. Falls as the network grows."""
+    return global_norm(values_SP) / values_SP[0].numel()
+
+
+def distance(before: Tensor, after: Tensor) -> Tensor:
+    """||after - before||, [S]: from the initial point, or over an update."""
+    return global_norm(after - before)
+
+
+def zero_fraction(gradient_SP: Tensor) -> Tensor:
+    """Fraction of elements that are exactly zero, [S]: of a gradient, the parameters that one batch teaches nothing.
+
+    NaN for a diverged seed. Padding counts: give it none.
+    """
+    zero_S = (gradient_SP == 0).flatten(1).float().mean(dim=1)
+    return torch.where(torch.isfinite(global_norm(gradient_SP)), zero_S, torch.nan)
 
 
 def effective_learning_rate(lr: float | Tensor, norm_S: Tensor, *, steps_are_normalised: bool) -> Tensor:
@@ -40,7 +70,7 @@ def relative_update(before: Tensor, after: Tensor) -> Tensor:
     Measured, so it contains everything between the two moments (projection too, if it fell there). Not a learning rate:
     under Adam it is about the effective learning rate by formula times sqrt(number of elements).
     """
-    return global_norm(after - before) / global_norm(before)
+    return distance(before, after) / global_norm(before)
 
 
 def rotation_angle(before: Tensor, after: Tensor) -> Tensor:
