@@ -53,8 +53,16 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     everywhere = ("--scale", "--plan", "--results")
-    made = command("plan", _plan, "write config/plan.jsonl from the experiments, or check that it is current", "--plan")
+    summary = "write config/plan.jsonl from the experiments, or check that it is current; or a plan of your own"
+    made = command("plan", _plan, summary, "--plan", "--scale")
     made.add_argument("--check", action="store_true", help="write nothing; exit 1 if the plan would change")
+    own = made.add_argument_group("your own plan: an exhibit, and stacks of yours beside it")
+    own.add_argument("--out", type=Path, help="file to write")
+    own.add_argument("--exhibit", help="the exhibit to compare in")
+    own.add_argument("--with", dest="stacks", action="append", metavar="STACK", help="what to add, e.g. l2(coef=0.1)")
+    own.add_argument(
+        "--to", dest="arms", action="append", metavar="ARM", help="arm of the exhibit to add it to (default: baseline)"
+    )
     made = command(
         "run",
         _run,
@@ -154,6 +162,8 @@ def _folder(arguments: argparse.Namespace) -> Path:
 def _plan(arguments: argparse.Namespace) -> int:
     from nap_bench.store import write_whole
 
+    if arguments.out or arguments.exhibit or arguments.stacks or arguments.arms:
+        return _own_plan(arguments)
     text = plan.make()
     if arguments.plan.exists() and arguments.plan.read_text() == text:
         print(f"{arguments.plan} is current: {text.count(chr(10)) - 1} runs.")
@@ -163,6 +173,28 @@ def _plan(arguments: argparse.Namespace) -> int:
         return 1
     write_whole(arguments.plan, text)
     print(f"{arguments.plan}: {text.count(chr(10)) - 1} runs.")
+    return 0
+
+
+def _own_plan(arguments: argparse.Namespace) -> int:
+    from nap_bench.store import write_whole
+
+    if not (arguments.out and arguments.exhibit and arguments.stacks) or arguments.check:
+        raise ValueError(
+            "A plan of your own wants --out FILE, --exhibit NAME and at least one --with STACK, and no --check."
+        )
+    if arguments.out.resolve() == arguments.plan.resolve():
+        raise ValueError(f"{arguments.out} is the suite's plan: choose another file for your own.")
+    stacks, arms = (list(dict.fromkeys(words)) for words in (arguments.stacks, arguments.arms or ["baseline"]))
+    text = plan.extend(plan.load(arguments.plan), arguments.scale, arguments.exhibit, stacks, arms)
+    write_whole(arguments.out, text)
+    added = sorted(plan.added(plan.load(arguments.out)))
+    folder = arguments.out.with_suffix("")
+    scale = "" if arguments.scale == "laptop" else f" scale={arguments.scale}"
+    print(f"{arguments.out}: {text.count(chr(10)) - 1} runs of {arguments.exhibit}; added arms: {', '.join(added)}.")
+    print(
+        f"Compare: snakemake --config plan={arguments.out}{scale} results_dir={folder}/results reports_dir={folder}/reports"
+    )
     return 0
 
 
@@ -249,6 +281,7 @@ def _figure(arguments: argparse.Namespace) -> int:
         scores.read(folder / "scores" / f"{arguments.exhibit}.csv"),
         folder / "figures" / f"{arguments.exhibit}.svg",
         folder / "figures" / f"{arguments.exhibit}.png",
+        added=plan.added(plan.load(arguments.plan)),
     )
     return 0
 
@@ -284,6 +317,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _page(arguments: argparse.Namespace) -> str:
     """The page's text, from scores, claims and figures as they are."""
+    from nap_bench.experiments.base import tuned_section
     from nap_bench.jobs import failures
     from nap_bench.report import claims, page, scores
 
@@ -306,6 +340,7 @@ def _page(arguments: argparse.Namespace) -> str:
         list(results.values()),
         {name: _places(lines, arguments.scale, name) for name in exhibits},
         failures([line for line in lines if line["run_id"] in set(run_ids) - set(results)], arguments.store),
+        tuned_section(arguments.scale),
     )
 
 
@@ -418,7 +453,7 @@ def _dashboard(arguments: argparse.Namespace) -> int:
 def _data(arguments: argparse.Namespace) -> int:
     import importlib
 
-    from nap_bench.benchmarks.random_labels import DATASETS
+    from nap_bench.benchmarks.base import DATASETS
     from nap_bench.store import as_json, write_whole
 
     downloaded = [name for name, dataset in DATASETS.items() if dataset.downloaded]

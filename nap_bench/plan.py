@@ -4,7 +4,8 @@ The workflow loads this file by its path and calls `load`, `check_config`, `sele
 package. `nap-bench plan` writes the plan from nap_bench/experiments/.
 
 The first line holds a digest of the sources that the plan follows from. A line holds what differs from the components'
-defaults, where the run is used (scale -> exhibit -> [arm, setting] pairs) and what the workflow needs to place it.
+defaults, where the run is used (scale -> exhibit -> [arm, setting] pairs) and what the workflow needs to place it. A user's own
+plan has no digest; under `added` its lines name arms that the exhibit does not know, and the arms they are made of.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = ("laptop", "workstation", "paper")
+TUNING = "tuning"
+"""What stands for a scale where a run is used by `nap-bench tune`, which runs it; the workflow does not."""
 OPTIONAL = {"resources": "small", "work": 1}
 """What a line of a user's own plan may leave out."""
 SOURCES = (
@@ -33,6 +36,7 @@ SOURCES = (
     "nap_bench/experiments/*.py",
     "nap_bench/methods/*.py",
     "nap_bench/models/*.py",
+    "nap_bench/tune.py",
     "config/tuned.json",
 )
 
@@ -153,6 +157,11 @@ def exhibits(lines: list[dict], scale: str, experiments: list[str] = ()) -> dict
     return found
 
 
+def added(lines: list[dict]) -> dict[str, str]:
+    """The arms that a user's own plan adds, each with the arm it is made of."""
+    return {name: arm for line in lines for name, arm in line.get("added", {}).items()}
+
+
 def packs(lines: list[dict], size: int, selected: list[dict] | None = None) -> dict[str, list[str]]:
     """Name -> ids of the runs that share one process. Only runs of the same exhibits and resource class are packed.
 
@@ -232,35 +241,80 @@ def _registries() -> dict[str, dict[str, type]]:
     return {"benchmark": BENCHMARKS, "methods": METHODS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 
 
-def make(root: Path | str = ROOT) -> str:
-    """The text of config/plan.jsonl, from every experiment at every scale. Refuses runs that cannot exist."""
+def _line(run, where: str) -> dict[str, Any]:
+    """A run as a line without uses. Refuses one that cannot exist."""
     from nap_bench.benchmarks import BENCHMARKS
-    from nap_bench.experiments import EXPERIMENTS
     from nap_bench.methods import stack_of
+
+    if reason := stack_of(run.methods).why_not(run):
+        raise ValueError(f"{where} plans a run that cannot exist ({run.run_id}): {reason}")
+    benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
+    return {
+        "run_id": run.run_id,
+        "methods": [part.name for part in run.methods],
+        "resources": benchmark.resources,
+        "work": benchmark.num_steps * len(run.seeds),
+        "uses": {},
+        "run": compact(run),
+        **({"data": benchmark.download} if benchmark.download else {}),
+    }
+
+
+def _text(header: dict[str, Any], lines: dict[str, dict[str, Any]]) -> str:
+    header = {**header, "num_runs": len(lines)}
+    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in [header, *lines.values()])
+
+
+def make(root: Path | str = ROOT) -> str:
+    """The text of config/plan.jsonl, from every experiment at every scale, and the sweep. Refuses runs that cannot exist."""
+    from nap_bench import tune
+    from nap_bench.experiments import EXPERIMENTS
 
     lines: dict[str, dict[str, Any]] = {}
     for exhibit, module in EXPERIMENTS.items():
         for scale in SCALES:
             for entry in module.runs(scale):
-                run = entry.run
-                if reason := stack_of(run.methods).why_not(run):
-                    raise ValueError(
-                        f"{exhibit} at scale {scale} plans a run that cannot exist ({run.run_id}): {reason}"
-                    )
-                benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
-                line = lines.setdefault(
-                    run.run_id,
-                    {
-                        "run_id": run.run_id,
-                        "methods": [part.name for part in run.methods],
-                        "resources": benchmark.resources,
-                        "work": benchmark.num_steps * len(run.seeds),
-                        "uses": {},
-                        "run": compact(run),
-                    },
-                )
-                if benchmark.download:
-                    line["data"] = benchmark.download
+                line = lines.setdefault(entry.run.run_id, _line(entry.run, f"{exhibit} at scale {scale}"))
                 line["uses"].setdefault(scale, {}).setdefault(exhibit, []).append([entry.arm, entry.setting])
-    header = {"digest": digest(root), "num_runs": len(lines)}
-    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in [header, *lines.values()])
+    for exhibit, entry in tune.planned():
+        line = lines.setdefault(entry.run.run_id, _line(entry.run, f"the sweep of {exhibit}"))
+        line["uses"].setdefault(TUNING, {}).setdefault(exhibit, []).append([entry.arm, entry.setting])
+    return _text({"digest": digest(root)}, lines)
+
+
+def extend(lines: list[dict], scale: str, exhibit: str, stacks: Iterable[str], arms: Iterable[str]) -> str:
+    """The text of a user's own plan: an exhibit's runs at a scale as planned, and those of its `arms` with each stack added.
+
+    An added arm is called by the stack, and `stack+arm` where the arm has methods already. It differs from the arm it is made of
+    in nothing but the stack: the same seeds, learning rate and settings.
+    """
+    from nap_bench.methods import parse_stack
+
+    where = f"{exhibit} at scale {scale}"
+    if exhibit not in (planned := exhibits(lines, scale)):
+        raise ValueError(_unknown(exhibit, planned, f"exhibits at scale {scale}"))
+    ours = {
+        line["run_id"]: {**line, "uses": {scale: {exhibit: list(line["uses"][scale][exhibit])}}}
+        for line in lines
+        if exhibit in line["uses"].get(scale, {})
+    }
+    places = [(*place, line["run"]) for line in ours.values() for place in line["uses"][scale][exhibit]]
+    known = {arm for arm, *_ in places}
+    made = dict(ours)
+    for stack in stacks:
+        parts = parse_stack(stack)
+        for wanted in arms:
+            if wanted not in known:
+                raise ValueError(_unknown(wanted, known, f"arms of {where}"))
+            for arm, setting, described in places:
+                if arm != wanted:
+                    continue
+                run = expand(described)
+                name = f"{stack}+{arm}" if run.methods else stack
+                if name in known:
+                    raise ValueError(f"{where} has an arm {name!r} already: it needs no adding.")
+                run = dataclasses.replace(run, methods=(*run.methods, *parts))
+                line = made.setdefault(run.run_id, _line(run, f"{name} in {where}"))
+                line["uses"].setdefault(scale, {}).setdefault(exhibit, []).append([name, setting])
+                line.setdefault("added", {})[name] = arm
+    return _text({}, made)

@@ -18,7 +18,7 @@ from nap_bench.models import FAMILIES
 from nap_bench.models.blocks import Conv2d, Group, Units
 from nap_bench.models.roles import Role, roles
 from nap_bench.optimizers import OPTIMIZERS
-from nap_bench.rng import generator
+from nap_bench.rng import Noise, generator
 from nap_bench.spec import ModelSpec, Part, nearest
 
 ALIGNMENT = 64
@@ -33,21 +33,21 @@ class Optimizer:
     def __init__(self, part: Part, flat: nn.Parameter, views: dict[str, tuple[int, tuple[int, ...]]]):
         self.settings = part.build(OPTIMIZERS, "optimizer")
         self.lr = torch.zeros((), device="cpu" if flat.is_meta else flat.device)
-        self._flat, self._views = flat, views
-        self._torch = self.settings.build(flat, self.lr)
+        self._flat, self._gradient, self._views = flat.detach(), flat.grad, views
+        self.memory: dict[str, Tensor] = self.settings.start(self._flat)
 
     @property
     def steps_are_normalised(self) -> bool:
         """True where the step's length does not grow with the gradient's (Adam): the second case of Definition 1."""
         return self.settings.steps_are_normalised
 
+    @torch.no_grad()
     def step(self) -> None:
-        self._torch.step()
+        self.settings.step(self._flat, self._gradient, self.memory, self.lr)
 
     def flat_moments(self) -> dict[str, Tensor]:
-        """Moment name -> [S, P]; empty before the first step."""
-        memory = self._torch.state.get(self._flat, {})
-        return {name: memory[name] for name in self.settings.moments if memory.get(name) is not None}
+        """Moment name -> [S, P]."""
+        return {name: self.memory[name] for name in self.settings.moments if name in self.memory}
 
     def moments(self, name: str) -> dict[str, Tensor]:
         """Moment name -> view [S, ...] of one parameter, to be edited in place."""
@@ -56,15 +56,8 @@ class Optimizer:
 
     def reset(self) -> None:
         """Forget moments and step count: as if no step had been taken."""
-        self._torch.state.clear()
-
-    def state_dict(self) -> dict:
-        return self._torch.state_dict()["state"]
-
-    def load_state_dict(self, memory: dict) -> None:
-        self._torch.state.clear()
-        if memory:
-            self._torch.state[self._flat].update(memory[0])
+        for tensor in self.memory.values():
+            tensor.zero_()
 
 
 class TrainState:
@@ -117,7 +110,7 @@ class TrainState:
             owner._buffers[leaf] = self.buffers[name]
         self.model.eval()
         self._masks: dict[tuple[Role, ...], Tensor] = {}
-        self._noise: dict[str, Tensor] = {}
+        self._noise: dict[str, Noise] = {}
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=self.device)
         self.updates = torch.zeros(len(seeds), dtype=torch.int64, device=self.device)
         self.optimizer = Optimizer(optimizer, self.flat, self.views)
@@ -163,14 +156,19 @@ class TrainState:
             return inputs_first.unflatten(1, (units.features, units.size, -1)).transpose(1, 2)
         return tensor.transpose(1, 2) if tensor.dim() == 3 else tensor  # Linear's [S, I, O]
 
+    def initial_std(self) -> Tensor:
+        """Standard deviation [P] of each entry's initial distribution."""
+        std_P = torch.empty(self.num_parameters, dtype=self.flat.dtype)
+        for name, (start, shape) in self.views.items():
+            owner, _, leaf = name.rpartition(".")
+            std_P[start : start + prod(shape[1:])] = self.model.get_submodule(owner).draws[leaf].std
+        return std_P.to(self.device)
+
     def normal(self, purpose: str) -> Tensor:
-        """Standard normal draws [S, P] from the streams (seed, purpose, step): a buffer, the caller's until its next call."""
+        """Standard normal draws [S, P], a pure function of (seed, purpose, step): a buffer, the caller's until its next call."""
         if purpose not in self._noise:
-            self._noise[purpose] = torch.empty_like(self.values, memory_format=torch.contiguous_format)
-        noise_SP = self._noise[purpose]
-        for seed, noise_P in zip(self.seeds, noise_SP, strict=True):
-            noise_P.normal_(generator=generator(seed, purpose, self.step, device=self.device))
-        return noise_SP
+            self._noise[purpose] = Noise(purpose, self.seeds, self.num_parameters, self.device, self.flat.dtype)
+        return self._noise[purpose].draw(self.step)
 
     def group_norm(self, group: Group, flat: Tensor | None = None) -> Tensor:
         """Frobenius norm [S] of the group's parameters, or of the same slices of another flat tensor.
@@ -181,15 +179,16 @@ class TrainState:
         rows = [torch.linalg.vector_norm(self.view(flat, name).flatten(2), dim=2) for name in group.members]
         return torch.linalg.vector_norm(rows[0] if len(rows) == 1 else torch.cat(rows, dim=1), dim=1)
 
-    def fresh(self, name: str, purpose: str = "init", *counters: int) -> Tensor:
+    def fresh(self, name: str, purpose: str = "init", *counters: int, shape: tuple[int, ...] | None = None) -> Tensor:
         """A new draw [S, ...] from the initial distribution of a parameter.
 
-        The stream is keyed by seed, purpose, name and counters: adding a layer shifts no other parameter's draw.
+        The stream is keyed by seed, purpose, name and counters: adding a layer shifts no other parameter's draw. shape: of a
+        seed's draw, where only some entries are wanted; entries are drawn independently of each other.
         """
         owner, _, leaf = name.rpartition(".")
         draw = self.model.get_submodule(owner).draws[leaf]
-        shape = self.views[name][1][1:]
-        drawn = [draw(shape, generator(seed, f"{purpose}/{name}", *counters)) for seed in self.seeds]
+        shape = self.views[name][1][1:] if shape is None else shape
+        drawn = [draw.sample(shape, generator(seed, f"{purpose}/{name}", *counters)) for seed in self.seeds]
         return torch.stack(drawn).to(self.device, self.flat.dtype)
 
     @torch.no_grad()
@@ -207,7 +206,7 @@ class TrainState:
     def state_dict(self) -> dict:
         return {
             "flat": self.flat.detach(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.memory,
             "alive": self.alive,
             "updates": self.updates,
             "buffers": self.buffers,
@@ -218,11 +217,11 @@ class TrainState:
 
     def load_state_dict(self, saved: dict) -> None:
         self.flat.detach().copy_(saved["flat"])
-        self.optimizer.load_state_dict(saved["optimizer"])
         self.alive.copy_(saved["alive"])
         self.updates.copy_(saved["updates"])
-        for name, buffer in self.buffers.items():
-            buffer.copy_(saved["buffers"][name])
+        for kept, loaded in ((self.optimizer.memory, saved["optimizer"]), (self.buffers, saved["buffers"])):
+            for name, tensor in kept.items():
+                tensor.copy_(loaded[name])
         self.slots = saved["slots"]
         self.step, self.num_forwards = saved["step"], saved["num_forwards"]
 

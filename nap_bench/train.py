@@ -228,6 +228,6 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     ]
     spent = cost.as_dict(total, state.device) | {
         "extra_forward_passes": state.num_forwards - total,
-        "slot_bytes": sum(slot.nbytes for slots in state.slots.values() for slot in slots.values()),
+        "slot_bytes": sum(s.nbytes for slots in state.slots.values() for s in slots.values() if isinstance(s, Tensor)),
     }
     return {"status": status, "cost": spent, "model": state.spec.as_dict()}

@@ -1,29 +1,116 @@
-"""Every method, one line each. Adding one is its file and a line here."""
+"""Every method, one line each. Adding one is its file and a line here; other packages bring theirs as entry points."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator, MutableMapping
 
 from nap_bench.methods.base import Method, Phase, Stack
+from nap_bench.methods.batch_norm import BatchNorm
+from nap_bench.methods.continual_backprop import ContinualBackprop
+from nap_bench.methods.crelu import CReLU
+from nap_bench.methods.full_reset import FullReset
+from nap_bench.methods.group_norm import GroupNorm
 from nap_bench.methods.implicit_schedule import ImplicitSchedule
+from nap_bench.methods.l2 import L2
 from nap_bench.methods.layer_norm import LayerNorm
+from nap_bench.methods.layer_reset import LayerReset
+from nap_bench.methods.leaky_relu import LeakyReLU
 from nap_bench.methods.nap import NaP
+from nap_bench.methods.noisy_updates import NoisyUpdates
 from nap_bench.methods.optimizer_reset import OptimizerReset
+from nap_bench.methods.redo import ReDo
+from nap_bench.methods.regenerative import Regenerative
 from nap_bench.methods.rms_norm import RMSNorm
+from nap_bench.methods.shrink_perturb import ShrinkPerturb
 from nap_bench.methods.weight_decay import WeightDecay
 from nap_bench.spec import Part, nearest
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
+GROUP = "nap_bench.methods"
+"""Entry points of other packages: the method's name = its class."""
+
+
+class Registry(MutableMapping[str, type[Method]]):
+    """Name -> method: the suite's own, and those of installed packages, which are imported when a method is first asked for."""
+
+    def __init__(self, own: Iterable[type[Method]]):
+        self._own = {method.name: method for method in own}
+        self._known: dict[str, type[Method]] | None = None
+
+    @property
+    def known(self) -> dict[str, type[Method]]:
+        if self._known is None:
+            self._known = {**self._own, **_outside(self._own)}
+        return self._known
+
+    def __getitem__(self, name: str) -> type[Method]:
+        return self.known[name]
+
+    def __setitem__(self, name: str, method: type[Method]) -> None:
+        self.known[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        del self.known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
+def _outside(own: dict[str, type[Method]]) -> dict[str, type[Method]]:
+    """The methods of other packages. Refuses one that cannot be loaded, is no method, or has the name of another."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, type[Method]] = {}
+    places = {name: f"{method.__module__}:{method.__qualname__} of nap_bench itself" for name, method in own.items()}
+    for point in entry_points(group=GROUP):
+        place = f"{point.value} of package {point.dist.name} {point.dist.version}"
+        if point.name in places:
+            raise ValueError(
+                f"Two methods are called {point.name!r}: {places[point.name]}, and {place}. Rename one, or uninstall its package."
+            )
+        try:
+            method = point.load()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"Method {point.name!r}, {place}, cannot be loaded ({error}). Repair the package, or uninstall it."
+            ) from error
+        if not (isinstance(method, type) and issubclass(method, Method) and dataclasses.is_dataclass(method)):
+            raise ValueError(
+                f"{point.name!r}, {place}, is no method: wanted a frozen dataclass derived from {Method.__module__}.Method."
+            )
+        if method.name != point.name:
+            raise ValueError(
+                f"{place} is called {method.name!r}, its entry point {point.name!r}: give both the same name."
+            )
+        found[point.name], places[point.name] = method, place
+    return found
+
+
+METHODS = Registry(
+    (
+        BatchNorm,
+        ContinualBackprop,
+        CReLU,
+        FullReset,
+        GroupNorm,
         ImplicitSchedule,
+        L2,
         LayerNorm,
+        LayerReset,
+        LeakyReLU,
         NaP,
+        NoisyUpdates,
         OptimizerReset,
+        ReDo,
+        Regenerative,
         RMSNorm,
+        ShrinkPerturb,
         WeightDecay,
     )
-}
+)
 
 __all__ = ["METHODS", "Method", "Phase", "Stack", "parse_stack", "stack_of"]
 

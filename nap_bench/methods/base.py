@@ -37,7 +37,7 @@ class Method(Component):
     edits_at_boundaries: ClassVar[bool] = False
 
     def why_not(self, run: Run) -> str | None:
-        """Why this cell cannot exist, or None. Printed and reported, never silent."""
+        """Why this cell cannot exist, or None. Printed and reported, never silent. run.model is as the stack edited it."""
         return None
 
     def transform_model(self, spec: ModelSpec) -> ModelSpec:
@@ -106,11 +106,11 @@ class Stack:
         for name in names:
             if names.count(name) > 1:
                 return f"{name!r} stands twice in the stack {run.stack!r}"
-        for method in self.methods:
-            if reason := method.why_not(run):
-                return f"{method.name}: {reason}"
         try:
-            self.transform_model(run.model)
+            edited = dataclasses.replace(run, model=self.transform_model(run.model))
         except ValueError as error:
             return str(error)
+        for method in self.methods:
+            if reason := method.why_not(edited):
+                return f"{method.name}: {reason}"
         return None

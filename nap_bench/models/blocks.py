@@ -19,8 +19,16 @@ from torch.nn import functional as F
 
 from nap_bench.spec import ModelSpec, nearest
 
-Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
-"""(shape of one seed's tensor, generator) -> float32 tensor on the CPU."""
+
+@dataclass(frozen=True)
+class Draw:
+    """How the entries of a parameter start, each independently: their standard deviation, and how they are drawn.
+
+    sample: (shape of one seed's tensor, generator) -> float32 tensor on the CPU.
+    """
+
+    std: float
+    sample: Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class Units:
     """The units of one hidden layer and the names of the parameters around them (see `TrainState.by_unit`).
 
     name: their key among post-activations.  size: how many, U.  features: how many post-activations each has (2 for "crelu").
-    incoming: weight, and bias if there is one.  norm: scale and offset of the norm between, if any.  outgoing: weights that read them.
+    incoming: weight, and bias if there is one.  norm: scale and offset of the norm between, if any.  outgoing: weights that read
+    them.
     """
 
     name: str
@@ -70,15 +79,15 @@ def declare(num_seeds: int, *shape: int) -> nn.Parameter:
 
 
 def uniform(bound: float) -> Draw:
-    return lambda shape, gen: torch.empty(shape).uniform_(-bound, bound, generator=gen)
+    return Draw(bound / math.sqrt(3.0), lambda shape, gen: torch.empty(shape).uniform_(-bound, bound, generator=gen))
 
 
 def normal(std: float) -> Draw:
-    return lambda shape, gen: torch.empty(shape).normal_(0.0, std, generator=gen)
+    return Draw(std, lambda shape, gen: torch.empty(shape).normal_(0.0, std, generator=gen))
 
 
 def constant(value: float) -> Draw:
-    return lambda shape, gen: torch.full(shape, value)
+    return Draw(0.0, lambda shape, gen: torch.full(shape, value))
 
 
 def weight_draw(init: str, fan_in: int, scale: float = 1.0) -> Draw:
@@ -130,12 +139,14 @@ class Conv2d(nn.Module):
         return self.by_seed(x_SBIHW) if x_SBIHW.device.type == "cpu" else self.grouped(x_SBIHW)
 
     def by_seed(self, x_SBIHW: Tensor) -> Tensor:
-        biases = self.bias if self.bias is not None else [None] * len(self.weight)
+        """Seeds stay channels_last in memory from layer to layer and back: split and cat keep that, unbind and stack do not."""
+        biases = self.bias.unbind() if self.bias is not None else [None] * len(self.weight)
+        examples = x_SBIHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         out = [
-            F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=self.padding)
-            for x, weight, bias in zip(x_SBIHW, self.weight, biases, strict=True)
+            F.conv2d(x, weight, bias, padding=self.padding)
+            for x, weight, bias in zip(examples.split(x_SBIHW.shape[1]), self.weight.unbind(), biases, strict=True)
         ]
-        return torch.stack(out)
+        return torch.cat(out).unflatten(0, x_SBIHW.shape[:2])
 
     def grouped(self, x_SBIHW: Tensor) -> Tensor:
         num_seeds, num_examples, _, height, width = x_SBIHW.shape

@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,7 +103,15 @@ LOOKS: dict[str, Look] = {
     "baseline": Look("baseline", *_PLAIN),
     "none": Look("no norm", *_PLAIN),
     "off": Look("NaP switched off", "#999999", (0, (1, 1.5)), "d"),
+    "l2": Look("L2", "#7b3294", (0, (6, 1.5)), "v"),
+    "regenerative": Look("regenerative", "#1b7837", "-", "P"),
+    "shrink_perturb": Look("Shrink & Perturb", "#a6611a", (0, (3, 1, 1, 1)), "X"),
+    "redo": Look("ReDo", "#c2185b", "-", "*"),
+    "leaky_relu": Look("leaky ReLU", "#00838f", (0, (2, 1)), ">"),
+    "noisy_updates": Look("noisy updates", "#d55e00", (0, (1, 1.5)), "h"),
 }
+WITH = {"nap": "NaP", "layer_norm": "LN", "projection": "projection"}
+"""What a method is combined with: an arm `l2+nap` looks like `l2` and is called by both."""
 _SPARE = [
     (color, dash, marker)
     for dash, marker in (((0, (5, 1, 1, 1, 1, 1)), "*"), ((0, (1, 1)), "h"), ((0, (8, 2)), "<"))
@@ -117,13 +125,21 @@ Cell = tuple["Interval | None", int]
 
 def look(arm: str) -> Look:
     """How an arm is called and drawn, everywhere. An arm without an entry gets a look from its name."""
+    method, _, partner = arm.rpartition("+")
+    if method and partner in WITH:
+        return replace(look(method), label=f"{look(method).label} + {WITH[partner]}")
     return LOOKS.get(arm) or Look(arm.replace("_", " "), *_SPARE[zlib.crc32(arm.encode()) % len(_SPARE)])
 
 
 def ordered(arms: Iterable[str]) -> list[str]:
-    """Each arm once: known ones in the order of LOOKS, then the others by name."""
+    """Each arm once: known ones in the order of LOOKS, each before its combinations, then the others by name."""
     known = list(LOOKS)
-    return sorted(set(arms), key=lambda arm: (known.index(arm) if arm in LOOKS else len(known), arm))
+
+    def place(arm: str) -> tuple[int, str]:
+        method = arm if arm in LOOKS else arm.rpartition("+")[0]
+        return known.index(method) if method in LOOKS else len(known), arm
+
+    return sorted(set(arms), key=place)
 
 
 def middle(values: Iterable[float]) -> Interval | None:
@@ -136,14 +152,24 @@ def middle(values: Iterable[float]) -> Interval | None:
     return stats.mean_interval(finite)
 
 
-def draw(exhibit: str, panels: tuple[Panel, ...], scores: Scores, path_svg: Path, path_png: Path) -> None:
+def draw(
+    exhibit: str,
+    panels: tuple[Panel, ...],
+    scores: Scores,
+    path_svg: Path,
+    path_png: Path,
+    added: Mapping[str, str] | None = None,
+) -> None:
     """Draw an exhibit's panels into one SVG and one PNG; the same scores give the same bytes.
 
+    added: arms that a user's own plan adds -> the arm each is made of; they stand in every panel that names this one.
     Text is drawn as paths of a font that comes with matplotlib, so it looks the same offline and without that font.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
+    for name, arm in (added or {}).items():
+        panels = tuple(replace(p, arms=(*p.arms, name)) if arm in p.arms else p for p in panels)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's own matplotlibrc must not change the bytes
         matplotlib.rcParams.update(STYLE | {"svg.hashsalt": exhibit})

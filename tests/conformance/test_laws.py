@@ -21,13 +21,14 @@ from nap_bench.state import build
 TASK = BENCHMARKS["random_labels"](dataset="digits", num_examples=60, num_tasks=3, steps_per_task=4, batch_size=16)
 NETWORKS = {
     "mlp": ModelSpec(family="mlp", size=(("widths", (20, 12)),)),
-    "cnn": ModelSpec(family="cnn", size=(("channels", (4, 6)), ("kernel", 3), ("pool_after", (0,)), ("widths", (12,)))),
+    "cnn": ModelSpec(family="cnn", size=(("channels", (4, 8)), ("kernel", 3), ("pool_after", (0,)), ("widths", (12,)))),
 }
 STACKS = [
     *sorted(set(METHODS) - {"implicit_schedule"}),
     "nap+implicit_schedule",
     "baseline",
     "layer_norm+weight_decay",
+    "noisy_updates+shrink_perturb(told_of_tasks=True)",
     "nap+optimizer_reset+weight_decay",
     "nap(head=True, norm='rms')",
 ]
@@ -35,14 +36,29 @@ STACKS += [f"nap(scale_offset={policy!r}, decay=0.9)" for policy in ("decay", "j
     "nap(norm='none')",
     "nap(period=3)",
 ]
+STACKS += [
+    "redo(period=2, tau=0.5)",
+    "continual_backprop(rate=0.1, maturity=2)",
+    "full_reset(period=5, to='initial')",
+    "nap+continual_backprop(rate=0.1, maturity=2)+layer_reset(layers=2)+redo(period=2, reset_norm=True, tau=0.5)",
+]
 NEUTRAL = {
+    "l2": "l2(coef=0.0)",
+    "leaky_relu": "leaky_relu(negative_slope=0.0)",
+    "noisy_updates": "noisy_updates(sigma=0.0)",
+    "regenerative": "regenerative(coef=0.0)",
+    "shrink_perturb": "shrink_perturb(shrink=1.0, noise=0.0)",
     "weight_decay": "weight_decay(coef=0.0)",
     "nap": "nap(norm='none', project=False)",
     "optimizer_reset": "optimizer_reset(enabled=False)",
+    "continual_backprop": "continual_backprop(rate=0.0)",
+    "full_reset": "full_reset(told_of_tasks=False)",
+    "layer_reset": "layer_reset(told_of_tasks=False)",
+    "redo": "redo(period=None)",
 }
 """Method -> the setting that must be the baseline, bit for bit."""
-NO_NEUTRAL = {"layer_norm", "rms_norm", "implicit_schedule"}
-"""A norm has no strength: it is there or it is not. An implicit schedule exists only beside nap."""
+NO_NEUTRAL = {"batch_norm", "crelu", "group_norm", "layer_norm", "rms_norm", "implicit_schedule"}
+"""A norm or a nonlinearity has no strength: it is there or it is not. An implicit schedule exists only beside nap."""
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

@@ -22,6 +22,16 @@ from nap_bench.state import build
 
 FILE = Path(__file__).parent / "losses.json"
 TASKS = {
+    "class_incremental": (
+        BENCHMARKS["class_incremental"](
+            dataset="digits", num_examples=200, num_tasks=2, steps_per_task=10, batch_size=16, eval_examples=16
+        ),
+        ModelSpec(family="mlp", size=(("widths", (24, 16)),)),
+    ),
+    "permuted_inputs": (
+        BENCHMARKS["permuted_inputs"](dataset="digits", num_examples=64, num_tasks=2, steps_per_task=10, batch_size=16),
+        ModelSpec(family="mlp", size=(("widths", (24, 16)),)),
+    ),
     "random_labels": (
         BENCHMARKS["random_labels"](dataset="digits", num_examples=64, num_tasks=2, steps_per_task=10, batch_size=16),
         ModelSpec(family="mlp", size=(("widths", (24, 16)),)),
@@ -36,8 +46,8 @@ TASKS = {
     ),
 }
 OPTIMIZERS = {"adam": (Adam(), 0.01), "momentum": (SGD(momentum=0.9), 0.05)}
-ALONE = {"implicit_schedule": "nap+implicit_schedule"}
-"""Methods that exist only in a stack."""
+ALONE = {"implicit_schedule": "nap+implicit_schedule", "group_norm": "group_norm(groups=2)"}
+"""Methods that exist only in a stack, or not at their defaults in these networks."""
 CASES = [(task, stack, rule) for task in TASKS for stack in ("baseline", *METHODS) for rule in OPTIMIZERS]
 SEEDS = (0, 1)
 

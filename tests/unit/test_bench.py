@@ -26,6 +26,7 @@ def call(*command: object) -> subprocess.CompletedProcess:
         ("seeds", ("plain loop", "8 seeds")),
         ("projection", ("  100    16", "  512   128")),
         ("cnn", ("separate", "by_seed", "grouped")),
+        ("methods", ("l2 ", "shrink_perturb ", "goal: noisy_updates over the baseline")),
     ],
 )
 def test_a_program_prints_its_table_with_hardware_versions_load_and_n(program, rows):

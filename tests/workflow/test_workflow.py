@@ -9,6 +9,9 @@ import time
 import pytest
 import small
 
+from nap_bench import plan
+from nap_bench.report.figures import look
+
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -65,6 +68,21 @@ def test_two_arms_that_must_be_equal_are_equal_in_every_recorded_bit(finished):
     assert baseline == off
 
 
+def test_a_plan_of_ones_own_trains_only_what_it_adds_and_leaves_the_suites_report(finished):
+    folder, _ = finished
+    report = (folder / "reports" / "laptop" / "index.html").read_bytes()
+    lines = plan.load(folder / "plan.jsonl")
+    (folder / "mine.jsonl").write_text(plan.extend(lines, "laptop", "arms", ["l2(coef=0.1)"], ["baseline", "nap"]))
+    own = dict(plan="mine.jsonl", results_dir="mine/results", reports_dir="mine/reports")
+    done = small.snakemake(folder, **own)
+    assert done.returncode == 0, done.stdout
+    trained = {word for word in done.stdout.split() if word.startswith("random_labels.") and word.endswith(":")}
+    added = [line["run_id"] for line in plan.load(folder / "mine.jsonl") if "added" in line]
+    assert len(added) == 2 and trained == {f"{run_id}:" for run_id in added}
+    assert look("l2(coef=0.1)+nap").label in (folder / "mine" / "reports" / "laptop" / "index.html").read_text()
+    assert (folder / "reports" / "laptop" / "index.html").read_bytes() == report
+
+
 def test_a_failed_run_is_named_in_the_report_and_in_the_exit_code(tmp_path):
     planned = small.lines(num_tasks=1, steps_per_task=10)
     broken = planned[3]
@@ -89,7 +107,6 @@ def test_a_failed_run_is_named_in_the_report_and_in_the_exit_code(tmp_path):
 
 
 def test_a_diverged_seed_is_reported_as_diverged_and_its_suite_succeeds(tmp_path):
-    from nap_bench import plan
     from nap_bench.experiments import arms
 
     planned = small.lines(num_tasks=1, steps_per_task=10)[:1]
