@@ -98,8 +98,10 @@ def _code(module: str) -> str:
 
 
 def _counts(lines: list[dict[str, Any]], exhibit: str) -> str:
-    counts = {scale: len(plan.exhibits(lines, scale, [exhibit]).get(exhibit, [])) for scale in plan.SCALES}
-    return "runs: " + ", ".join(f"{scale} {count}" for scale, count in counts.items())
+    counts = {
+        scale: len(plan.exhibits(lines, scale, [exhibit]).get(exhibit, [])) for scale in (*plan.SCALES, plan.TUNING)
+    }
+    return "runs: " + ", ".join(f"{scale} {n}" for scale, n in counts.items() if n or scale in plan.SCALES)
 
 
 def _exhibits(lines: list[dict[str, Any]]) -> Iterator[str]:
@@ -153,7 +155,7 @@ def _run(line: dict[str, Any], *, plan_path: Path, store: Path, results: Path, s
     from nap_bench.methods import stack_of
 
     run = plan.expand(line["run"])
-    first = next(s for s in plan.SCALES if s in line["uses"]) if scale is None else scale
+    first = next((s for s in plan.SCALES if s in line["uses"]), plan.TUNING) if scale is None else scale
     if first not in line["uses"]:
         raise ValueError(f"{run.run_id} is not a run of {first} scale, but of: {', '.join(line['uses'])}.")
     yield f"run {run.run_id}"
@@ -181,7 +183,8 @@ def _run(line: dict[str, Any], *, plan_path: Path, store: Path, results: Path, s
     places = zip(usual, (plan_path, store, results), strict=True)
     words = [f"{option} {path}" for option, path in places if str(path) != usual[option]]
     words += [f"--scale {first}"] * (first != "laptop")
-    yield "to run it: " + " ".join(["nap-bench run", *words, run.run_id])
+    command = ["nap-bench tune"] if first == plan.TUNING else ["nap-bench run", *words, run.run_id]
+    yield "to run it: " + " ".join(command)
     if "data" in line:
         yield f"it wants:  nap-bench data {line['data']}"
 

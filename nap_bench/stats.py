@@ -127,6 +127,39 @@ def stratified_bootstrap(
     return _t_interval(statistic(scores_ST), standard_error, degrees, num_seeds, confidence, "stratified bootstrap t")
 
 
+def spread(values_KS: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard deviation over K arms of their means over seeds: [..., K, S] -> [...]."""
+    return values_KS.mean(axis=-1).std(axis=-1, ddof=1)
+
+
+def paired_bootstrap(
+    values_KS: ArrayLike,
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    num_resamples: int = 2000,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """A statistic of K arms that share their seeds, with an interval for: what if all were run again with other seeds?
+
+    values_KS: [K, S], finite, paired by column. statistic: [..., K, S] -> [...]. Columns are resampled, so what the arms
+    share in a seed stays shared. Limits are estimate +- t * standard error; the draws are the same at every call.
+
+    Measured for the difference of two spreads of 7 arms (3000 simulations of 400 resamples, 8 seeds): coverage 0.946 to
+    0.949 where spreads are not small against the noise, equal or not, skewed or not (percentiles: 0.82 to 0.89). Noise
+    widens a spread of means by about noise / sqrt(S), so where both are nearly 0 and the noises differ threefold
+    coverage falls to 0.87: a margin should be larger than that.
+    """
+    values_KS = np.asarray(values_KS, dtype=np.float64)
+    _finite(values_KS.ravel())
+    num_seeds = values_KS.shape[-1]
+    if num_seeds < 2:
+        return _t_interval(statistic(values_KS), np.nan, 1, num_seeds, confidence, "paired bootstrap t")
+    indices = np.random.default_rng(0).integers(num_seeds, size=(num_resamples, num_seeds))
+    resampled = statistic(values_KS[:, indices].swapaxes(0, 1))
+    standard_error = resampled.std(ddof=1) * np.sqrt(num_seeds / (num_seeds - 1))
+    estimate = statistic(values_KS)
+    return _t_interval(estimate, standard_error, num_seeds - 1, num_seeds, confidence, "paired bootstrap t")
+
+
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or values.size < 1:

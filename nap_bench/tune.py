@@ -1,30 +1,43 @@
-"""`nap-bench tune`: choose hyperparameters on tuning seeds, and write config/tuned.json.
+"""`nap-bench tune`: choose hyperparameters on tuning seeds, and write config/tuned.json. No reported seed is looked at.
 
-One learning rate is chosen for all arms that are compared with each other, as in the paper (B.4: one with which every network
-solves each single task), by first-task accuracy alone, on tuning seeds: the rate whose worst arm does best, at the task's end to
-the nearest hundredth, then by how soon it gets there (mean online accuracy over the first task). No reported seed is looked at.
-What an exhibit declares in `sweep_late` (a rival's own hyperparameter) is chosen by late accuracy.
+What an exhibit declares says by which rule its arms are tuned:
+
+    sweep         One learning rate for all arms that are compared with each other, as in the paper (B.4: one with which every
+                  network solves each single task), by first-task accuracy alone: the rate whose worst arm does best, at the
+                  task's end to the nearest hundredth, then by how soon it gets there (mean online accuracy over that task).
+    sweep_late    After it, a rival's own hyperparameter, by late accuracy.
+    sweep_online  Each arm for itself, from equally many configurations, by average online accuracy over the whole stream on
+                  the first NUM_ONLINE_SEEDS tuning seeds (Kumar et al. 2023).
+
+The sweep is part of the plan (its runs are used by "tuning") and tuned.json keeps what each took. Several processes of
+`nap-bench tune` on one store share the work.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nap_bench.experiments import EXPERIMENTS
-from nap_bench.experiments.base import NUM_LAST, TUNED, Entry, Labelled
+from nap_bench.experiments.base import NUM_LAST, TUNED, Entry, Labelled, tuned
 from nap_bench.jobs import Job, Suite, do, say
 from nap_bench.plan import compact
 from nap_bench.store import read_result, result_path, write_whole
 
 TUNING_SEEDS = tuple(range(1000, 1008))
 """Never reported: exhibits use seeds below 1000."""
+NUM_ONLINE_SEEDS = 3
+SCALE = "laptop"
+"""The scale that the plan tunes: the sweep has to run on a CPU."""
 ENOUGH = 0.85
 """First-task accuracy that every arm has to reach for a comparison of late tasks to mean anything."""
 
 Tried = tuple[dict[str, float], Entry]
+Sweep = Mapping[str, Sequence[Tried]]
+"""Arm -> hyperparameters and run, one pair per configuration."""
 
 
 def winner(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -64,6 +77,47 @@ def late(labelled: Labelled) -> dict[str, float]:
     return {"late_accuracy": _mean(labelled.series("task_end/accuracy")[1][-NUM_LAST:])}
 
 
+def online(labelled: Labelled) -> dict[str, float]:
+    """Mean over seeds and the whole stream of the accuracy before the update; a diverged seed counts 0."""
+    return {"average_online_accuracy": _mean(labelled.series("online/accuracy")[1])}
+
+
+RULES: dict[str, tuple[str, Callable[[Labelled], dict[str, float]]]] = {
+    "sweep": ("by_first_task_accuracy", first_task),
+    "sweep_late": ("by_late_accuracy", late),
+    "sweep_online": ("by_average_online_accuracy", online),
+}
+"""Declared sweep -> name of its table in tuned.json, and what a run scores."""
+
+
+def sweeps(module: ModuleType, scale: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, Sweep]]:
+    """(declared as, sweep) of an exhibit at a scale; `sweep_late` only once rates are chosen."""
+    if hasattr(module, "sweep"):
+        yield "sweep", module.sweep(scale, TUNING_SEEDS)
+    if hasattr(module, "sweep_late") and chosen:
+        yield "sweep_late", module.sweep_late(scale, TUNING_SEEDS, chosen)
+    if hasattr(module, "sweep_online"):
+        yield "sweep_online", module.sweep_online(scale, TUNING_SEEDS[:NUM_ONLINE_SEEDS])
+
+
+def planned() -> Iterator[tuple[str, Entry]]:
+    """(exhibit, entry) of every run of the sweep at SCALE; an entry's setting says what was tried."""
+    for exhibit, module in EXPERIMENTS.items():
+        for _, sweep in sweeps(module, SCALE, tuned(exhibit, SCALE)):
+            for trials in sweep.values():
+                for hyper, entry in trials:
+                    words = [entry.setting, *(f"{key}={value:g}" for key, value in hyper.items())]
+                    yield exhibit, entry._replace(setting=" ".join(filter(None, words)))
+
+
+def choose(section: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Arm -> hyperparameters, from the tables of an exhibit's section of tuned.json."""
+    chosen = shared(section.get("by_first_task_accuracy", {}))
+    for table in ("by_late_accuracy", "by_average_online_accuracy"):
+        chosen |= {arm: winner(trials)["hyper"] for arm, trials in section.get(table, {}).items()}
+    return chosen
+
+
 def _mean(values_TS) -> float:
     import numpy as np
 
@@ -73,29 +127,27 @@ def _mean(values_TS) -> float:
 def tune(scale: str, *, store: Path, results: Path, data_dir: str | None, device: str) -> dict[str, Any]:
     """Run the sweeps of every exhibit that has one, and return the scale's section of tuned.json."""
     section = {}
+    places = dict(store=store, results=results, data_dir=data_dir, device=device)
     for exhibit, module in EXPERIMENTS.items():
-        if not hasattr(module, "sweep"):
+        tables: dict[str, Any] = {}
+        for declared in (name for name in RULES if hasattr(module, name)):
+            table, scores = RULES[declared]
+            sweep = dict(sweeps(module, scale, choose(tables)))[declared]
+            tables[table] = _tried(sweep, scores, **places)
+        if not tables:
             continue
-        places = dict(store=store, results=results, data_dir=data_dir, device=device)
-        tables = _tried(module.sweep(scale, TUNING_SEEDS), first_task, **places)
-        chosen = shared(tables)
-        for arm, trials in tables.items():
-            best = next(trial for trial in trials if trial["hyper"] == chosen[arm])["scores"]["first_task_accuracy"]
-            say(
-                f"[tune] {exhibit} {arm}: {chosen[arm]}, first-task accuracy {best}{'' if best >= ENOUGH else ', TOO LOW'}"
-            )
-        late_tables = {}
-        if hasattr(module, "sweep_late"):
-            late_tables = _tried(module.sweep_late(scale, TUNING_SEEDS, chosen), late, **places)
-            for arm, trials in late_tables.items():
-                chosen[arm] = winner(trials)["hyper"]
-                say(f"[tune] {exhibit} {arm}: {chosen[arm]}, {winner(trials)['scores']}")
-        section[exhibit] = {"chosen": chosen, "by_first_task_accuracy": tables, "by_late_accuracy": late_tables}
+        for table, arms in tables.items():
+            picked = choose({table: arms})
+            for arm, trials in arms.items():
+                found = next(trial["scores"] for trial in trials if trial["hyper"] == picked[arm])
+                low = found.get("first_task_accuracy", 1.0) < ENOUGH
+                say(f"[tune] {exhibit} {arm}, {table}: {picked[arm]}, {found}{', TOO LOW' * low}")
+        section[exhibit] = {"chosen": choose(tables), **tables}
     return section
 
 
 def _tried(
-    sweep: Mapping[str, Sequence[Tried]],
+    sweep: Sweep,
     scores: Callable[[Labelled], dict[str, float]],
     *,
     store: Path,
@@ -103,7 +155,7 @@ def _tried(
     data_dir: str | None,
     device: str,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> trials (hyper, run_id, score), all runs done."""
+    """Arm -> trials (hyper, run_id, scores, wall_seconds), all runs done."""
     from nap_bench.benchmarks import BENCHMARKS
 
     entries = [entry for trials in sweep.values() for _, entry in trials]
@@ -125,6 +177,7 @@ def _tried(
             "hyper": hyper,
             "run_id": entry.run.run_id,
             "scores": scores(Labelled(entry.arm, entry.setting, result)),
+            "wall_seconds": round(result["cost"]["wall_seconds"], 3),
         }
 
     return {arm: [trial(hyper, entry) for hyper, entry in trials] for arm, trials in sweep.items()}

@@ -48,11 +48,16 @@ def make_run(
     )
 
 
-def tuned(exhibit: str, scale: str) -> Mapping[str, Mapping[str, float]]:
-    """Arm -> chosen hyperparameters, from config/tuned.json; empty before `nap-bench tune` has run at that scale."""
+def tuned_section(scale: str) -> Mapping[str, Any]:
+    """Exhibit -> what `nap-bench tune` tried and chose, from config/tuned.json; empty before it has run at that scale."""
     if not TUNED.exists():
         return {}
-    return json.loads(TUNED.read_text()).get(scale, {}).get(exhibit, {}).get("chosen", {})
+    return json.loads(TUNED.read_text()).get(scale, {})
+
+
+def tuned(exhibit: str, scale: str) -> Mapping[str, Mapping[str, float]]:
+    """Arm -> chosen hyperparameters."""
+    return tuned_section(scale).get(exhibit, {}).get("chosen", {})
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nap_bench import stats
 from nap_bench.report.scores import Scores
 from nap_bench.store import write_whole
@@ -37,26 +40,21 @@ CONTRADICTED = "CONTRADICTED"
 INCONCLUSIVE = "INCONCLUSIVE"
 NOT_RUN = "NOT RUN"
 KINDS = ("superiority", "noninferiority", "equivalence")
+Side = tuple[str, str, str]
+"""(measure, arm, setting), as `Scores.values` takes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
-    """One paired comparison: `measure` of `arm` minus that of `against`, seed by seed; sign flipped if lower is better.
+class Measurement:
+    """One number that decides: cells compared seed by seed, and an interval for their effect.
 
-    against_setting, against_measure: where `against` differs; by default both sides share setting and measure. An arm
-    may stand against itself at another setting or measure (late against early). if_diverged: what `measure` counts as
-    for a diverged seed, the worst value it can take (accuracy 0.0, dead fraction 1.0); None if there is no such
-    value.
+    label: unique in its claim. better: "higher" or "lower", of `measure`. if_diverged: what `measure` counts as for a
+    diverged seed, the worst value it can take (accuracy 0.0, dead fraction 1.0); None if there is no such value.
     """
 
     label: str
     measure: str
     better: str
-    arm: str
-    against: str
-    setting: str = ""
-    against_setting: str | None = None
-    against_measure: str | None = None
     if_diverged: float | None = None
 
     def __post_init__(self) -> None:
@@ -66,15 +64,105 @@ class Paired:
             raise ValueError(
                 f"Measurement {self.label!r}: if_diverged must be finite or None; found {self.if_diverged}."
             )
-        if self.sides[0] == self.sides[1]:
-            raise ValueError(f"Measurement {self.label!r} compares {self.sides[0]} with itself.")
+        plus, minus = self.plus, self.minus
+        if set(plus) & set(minus):
+            raise ValueError(f"Measurement {self.label!r} compares {min(set(plus) & set(minus))} with itself.")
 
     @property
-    def sides(self) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
-        """(measure, arm, setting) of the arm and of what it is compared with, as `Scores.values` takes them."""
+    def plus(self) -> tuple[Side, ...]:
+        """The cells in whose favour the claim speaks."""
+        raise NotImplementedError
+
+    @property
+    def minus(self) -> tuple[Side, ...]:
+        """The cells that they are compared with."""
+        raise NotImplementedError
+
+    @property
+    def sign(self) -> float:
+        return 1.0 if self.better == "higher" else -1.0
+
+    def effects(self, plus_KS: NDArray, minus_KS: NDArray) -> NDArray:
+        """[S], positive in the claim's favour: the sum over `plus` less the sum over `minus`."""
+        return self.sign * (plus_KS.sum(axis=0) - minus_KS.sum(axis=0))
+
+    def interval(self, plus_KS: NDArray, minus_KS: NDArray) -> tuple[stats.Interval, str]:
+        """The effect over seeds, and the name of the interval's construction. All values are finite."""
+        return stats.mean_interval(self.effects(plus_KS, minus_KS)), "paired t"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired(Measurement):
+    """`measure` of `arm` minus that of `against`, seed by seed; sign flipped if lower is better.
+
+    against_setting, against_measure: where `against` differs; by default both sides share setting and measure. An arm
+    may stand against itself at another setting or measure (late against early).
+    """
+
+    arm: str
+    against: str
+    setting: str = ""
+    against_setting: str | None = None
+    against_measure: str | None = None
+
+    @property
+    def plus(self) -> tuple[Side, ...]:
+        return ((self.measure, self.arm, self.setting),)
+
+    @property
+    def minus(self) -> tuple[Side, ...]:
         measure = self.measure if self.against_measure is None else self.against_measure
         setting = self.setting if self.against_setting is None else self.against_setting
-        return (self.measure, self.arm, self.setting), (measure, self.against, setting)
+        return ((measure, self.against, setting),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(Measurement):
+    """The sum of `measure` over `arms` minus the sum over `against`, seed by seed: a difference of differences.
+
+    (a - b) - (c - d) is arms=(a, d), against=(b, c). Both sides have as many arms, so that levels cancel.
+    """
+
+    arms: tuple[str, ...]
+    against: tuple[str, ...]
+    setting: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.arms) != len(self.against):
+            raise ValueError(
+                f"Measurement {self.label!r}: levels cancel only between as many arms; found {len(self.arms)} against "
+                f"{len(self.against)}."
+            )
+
+    @property
+    def plus(self) -> tuple[Side, ...]:
+        return tuple((self.measure, arm, self.setting) for arm in self.arms)
+
+    @property
+    def minus(self) -> tuple[Side, ...]:
+        return tuple((self.measure, arm, self.setting) for arm in self.against)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread(Contrast):
+    """How much less `arms` differ from each other than `against` do: standard deviation over arms of their means over seeds.
+
+    The effect is the spread of `against` minus that of `arms`, whichever value of `measure` is better. Its interval
+    resamples seeds, all arms together (stats.paired_bootstrap); `effects` gives each seed's own spreads, which noise widens.
+    """
+
+    def effects(self, plus_KS: NDArray, minus_KS: NDArray) -> NDArray:
+        return minus_KS.std(axis=0, ddof=1) - plus_KS.std(axis=0, ddof=1)
+
+    def interval(self, plus_KS: NDArray, minus_KS: NDArray) -> tuple[stats.Interval, str]:
+        num_arms = len(plus_KS)
+
+        def shrinkage(values_KS: NDArray) -> NDArray:
+            return stats.spread(values_KS[..., num_arms:, :]) - stats.spread(values_KS[..., :num_arms, :])
+
+        interval = stats.paired_bootstrap(np.concatenate([plus_KS, minus_KS]), shrinkage)
+        return interval, interval.method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +180,7 @@ class Claim:
     kind: str
     margin: float
     unit: str
-    measurements: tuple[Paired, ...]
+    measurements: tuple[Measurement, ...]
     paper_claim: int | None = None
 
     def __post_init__(self) -> None:
@@ -168,7 +256,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _judge(claim: Claim, scores: Scores, scale: str, expected_seeds: Any) -> dict[str, Any]:
-    measurements = [_measure(claim, paired, scores, scale, expected_seeds) for paired in claim.measurements]
+    measurements = [_measure(claim, asked, scores, scale, expected_seeds) for asked in claim.measurements]
     return {
         "id": claim.id,
         "source": claim.source,
@@ -185,58 +273,65 @@ def _judge(claim: Claim, scores: Scores, scale: str, expected_seeds: Any) -> dic
     }
 
 
-def _measure(claim: Claim, paired: Paired, scores: Scores, scale: str, expected_seeds: Any) -> dict[str, Any]:
-    cells = [f"{arm} ({setting})" if setting else arm for _, arm, setting in paired.sides]
-    planned = [_planned(expected_seeds, arm, setting) for _, arm, setting in paired.sides]
-    found = [_found(scores, side, seeds) for side, seeds in zip(paired.sides, planned, strict=True)]
-    seeds = sorted(found[0].keys() & found[1].keys())
-    missing = sorted((planned[0] & planned[1]) - set(seeds))
+def _measure(claim: Claim, asked: Measurement, scores: Scores, scale: str, expected_seeds: Any) -> dict[str, Any]:
+    sides = asked.plus + asked.minus
+    cells = [f"{arm} ({setting})" if setting else arm for _, arm, setting in sides]
+    planned = [_planned(expected_seeds, arm, setting) for _, arm, setting in sides]
+    found = [_found(scores, side, seeds) for side, seeds in zip(sides, planned, strict=True)]
+    seeds = sorted(set.intersection(*(set(values) for values in found)))
+    missing = sorted(set.intersection(*planned) - set(seeds))
     diverged = [[seed for seed in seeds if not math.isfinite(values[seed])] for values in found]
 
-    sign = 1.0 if paired.better == "higher" else -1.0
-    differences = sign * stats.paired_difference(*(_counted(paired, values) for values in found))
-    effects = dict(zip(seeds, differences.tolist(), strict=True))
-    finite = [effect for effect in effects.values() if math.isfinite(effect)]
-    interval = stats.mean_interval(finite) if finite else None
+    counted = [_counted(asked, values) for values in found]
+    values_KS = np.array([[values[seed] for seed in seeds] for values in counted], dtype=np.float64)
+    is_finite_S = np.isfinite(values_KS).all(axis=0)
+    kept = [values_KS[: len(asked.plus)][:, is_finite_S], values_KS[len(asked.plus) :][:, is_finite_S]]
+    num_finite = int(is_finite_S.sum())
+    interval, method = asked.interval(*kept) if num_finite else (None, None)
+    finite = [seed for seed, is_finite in zip(seeds, is_finite_S, strict=True) if is_finite]
+    effects = dict.fromkeys(seeds) | dict(zip(finite, asked.effects(*kept).tolist(), strict=True))
 
     notes = [f"No result yet for {_seeds(missing)}."] if missing else []
-    counted_as = "" if paired.if_diverged is None else f", counted as {paired.if_diverged:g}"
+    counted_as = "" if asked.if_diverged is None else f", counted as {asked.if_diverged:g}"
     notes += [
         f"{cell} diverged at {_seeds(lost)}{counted_as}." for cell, lost in zip(cells, diverged, strict=True) if lost
     ]
-    both = sorted(set(diverged[0]) & set(diverged[1]))
+    alike = sorted(seed for seed in seeds if sum(seed in lost for lost in diverged) > 1)
     if len(seeds) < 2:
         verdict = NOT_RUN
-        absent = [f"{cell}: not planned at {scale} scale." for cell, p in zip(cells, planned, strict=True) if not p]
+        unplanned = [cell for cell, p in zip(cells, planned, strict=True) if not p]
+        absent = [f"{cell}: not planned at {scale} scale." for cell in unplanned]
+        if len(unplanned) > 2:
+            absent = [f"{unplanned[0]} and {len(unplanned) - 1} more: not planned at {scale} scale."]
         absent = absent or [f"{cell}: no result." for cell, values in zip(cells, found, strict=True) if not values]
         notes = absent or [f"An interval needs at least 2 paired seeds; found {len(seeds)}.", *notes]
-    elif len(finite) < len(seeds):
+    elif num_finite < len(seeds):
         verdict = INCONCLUSIVE
         notes.append("What a diverged seed counts as is not declared for this measure, so nothing is decided.")
     else:
         verdict = decide(claim.kind, claim.margin, interval.low, interval.high)
-        if verdict == SUPPORTED and both and claim.kind != "superiority":
+        if verdict == SUPPORTED and alike and claim.kind != "superiority":
             verdict = INCONCLUSIVE
-            notes.append(f"Both sides diverged at {_seeds(both)}: failing alike is no evidence of {claim.kind}.")
+            notes.append(f"Both sides diverged at {_seeds(alike)}: failing alike is no evidence of {claim.kind}.")
     return {
-        "label": paired.label,
-        "measure": paired.measure,
-        "against_measure": paired.sides[1][0],
+        "label": asked.label,
+        "measure": asked.measure,
+        "against_measure": asked.minus[0][0],
         "unit": claim.unit,
-        "better": paired.better,
-        "arms": [paired.arm, paired.against],
-        "settings": [setting for _, _, setting in paired.sides],
-        "estimate": interval.estimate if finite else None,
-        "low": interval.low if len(finite) > 1 else None,
-        "high": interval.high if len(finite) > 1 else None,
+        "better": asked.better,
+        "arms": [arm for _, arm, _ in sides],
+        "settings": [setting for _, _, setting in sides],
+        "estimate": interval.estimate if num_finite else None,
+        "low": interval.low if num_finite > 1 else None,
+        "high": interval.high if num_finite > 1 else None,
         "confidence": stats.CONFIDENCE,
-        "method": "paired t",
-        "n": len(finite),
-        "num_diverged": len({*diverged[0], *diverged[1]}),
+        "method": method or "paired t",
+        "n": num_finite,
+        "num_diverged": len(set().union(*diverged)),
         "num_missing": len(missing),
         "verdict": verdict,
         "note": " ".join(notes),
-        "per_seed": {str(seed): effect if math.isfinite(effect) else None for seed, effect in effects.items()},
+        "per_seed": {str(seed): effect for seed, effect in effects.items()},
     }
 
 
@@ -244,7 +339,7 @@ def _planned(expected_seeds: Any, arm: str, setting: str) -> set[int]:
     return set(expected_seeds.get((arm, setting), ()) if isinstance(expected_seeds, Mapping) else expected_seeds)
 
 
-def _found(scores: Scores, side: tuple[str, str, str], planned: set[int]) -> dict[int, float]:
+def _found(scores: Scores, side: Side, planned: set[int]) -> dict[int, float]:
     _, arm, setting = side
     if not scores.has_cell(arm, setting):
         return {}
@@ -257,19 +352,18 @@ def _found(scores: Scores, side: tuple[str, str, str], planned: set[int]) -> dic
     return values
 
 
-def _counted(paired: Paired, values: Mapping[int, float]) -> dict[int, float]:
+def _counted(asked: Measurement, values: Mapping[int, float]) -> dict[int, float]:
     """The values with diverged seeds counted as declared, or as NaN. Refuses a declared value that is not the worst."""
-    if paired.if_diverged is None:
+    if asked.if_diverged is None:
         return {seed: value if math.isfinite(value) else math.nan for seed, value in values.items()}
-    sign = 1.0 if paired.better == "higher" else -1.0
-    rounding = 1e-9 * max(1.0, abs(paired.if_diverged))
+    rounding = 1e-9 * max(1.0, abs(asked.if_diverged))
     for seed, value in values.items():
-        if math.isfinite(value) and sign * (value - paired.if_diverged) < -rounding:
+        if math.isfinite(value) and asked.sign * (value - asked.if_diverged) < -rounding:
             raise ValueError(
-                f"Measurement {paired.label!r} counts a diverged seed as {paired.if_diverged}, but seed {seed} has "
+                f"Measurement {asked.label!r} counts a diverged seed as {asked.if_diverged}, but seed {seed} has "
                 f"{value}, which is worse: if_diverged must be the worst value the measure can take."
             )
-    return {seed: value if math.isfinite(value) else paired.if_diverged for seed, value in values.items()}
+    return {seed: value if math.isfinite(value) else asked.if_diverged for seed, value in values.items()}
 
 
 def _seeds(seeds: list[int]) -> str:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MAX_SEEDS_DRAWN = 30
 """Above this number of seeds a curve shows its mean and interval only."""
 
+MAX_TICKS = 8
+"""Up to so many points on a logarithmic axis are named themselves."""
+
 MAX_LEGEND_COLUMNS = 5
 WIDTH, ABOVE, BOTTOM, LINE = 9.0, 0.34, 0.5, 0.18
 LEFT, RIGHT = {"curve": 0.75, "interval": 1.5, "map": 0.75}, {"curve": 0.12, "interval": 0.95, "map": 0.95}
@@ -103,6 +106,10 @@ LOOKS: dict[str, Look] = {
     "baseline": Look("baseline", *_PLAIN),
     "none": Look("no norm", *_PLAIN),
     "off": Look("NaP switched off", "#999999", (0, (1, 1.5)), "d"),
+    "mlp": Look("perceptron", "#0072b2", "-", "s"),
+    "cnn": Look("convolutional network", "#d55e00", (0, (5, 1)), "D"),
+    "batch_norm": Look("BatchNorm", "#c2185b", (0, (8, 2)), "<"),
+    "group_norm": Look("GroupNorm", "#1b7837", (0, (8, 2)), "<"),
     "l2": Look("L2", "#7b3294", (0, (6, 1.5)), "v"),
     "regenerative": Look("regenerative", "#1b7837", "-", "P"),
     "shrink_perturb": Look("Shrink & Perturb", "#a6611a", (0, (3, 1, 1, 1)), "X"),
@@ -325,6 +332,10 @@ def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
         )
         low, high = [mean.low for mean in means], [mean.high for mean in means]
         ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
+    points = sorted({x for arm in arms for x in scores.curve(panel.measure, arm, panel.setting)[0].tolist()})
+    if panel.logx and len(points) <= MAX_TICKS:  # what was tried, rather than powers of ten
+        ax.set_xticks(points, [f"{x:g}" for x in points])
+        ax.set_xticks([], minor=True)
     _reference(ax, panel)
     if diverged := _diverged((panel,), scores):
         ax.set_xlabel(f"{ax.get_xlabel()}\n\u00d7 diverged: {', '.join(diverged)}".strip())

@@ -40,12 +40,14 @@ def compile(
     results: Sequence[Mapping[str, Any]],
     planned: Mapping[str, Sequence[tables.Place]],
     failures: Iterable[Mapping[str, str]] = (),
+    tuned: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as HTML text. Every argument but the first two may be empty: what is missing is named, never left out.
 
     exhibits: name -> module with TITLE, PAPER, DEVIATIONS, CLAIMS, PANELS.  claims: name -> claims JSON.
     figures: name -> SVG text.  results: run JSONs.  planned: name -> (arm, setting, run_id) of this scale.
-    failures: dicts of run_id, reason, log.
+    failures: dicts of run_id, reason, log.  tuned: this scale's section of tuned.json.
+    A module may have `tables(scores)`, tables of its own: dicts of title, columns, rows of text, note.
     """
     import jinja2
 
@@ -117,6 +119,7 @@ def compile(
         total=tables.duration(tables.wall_seconds(run_ids, done)),
         shared=len(shared),
         environments=tables.environments(done.values()),
+        sweeps=tables.sweeps({name: found for name, found in (tuned or {}).items() if name in exhibits}),
         plural=tables.plural,
     )
 
@@ -151,6 +154,7 @@ def _section(
         "figure": None if figure is None else inline_svg(figure, name, f"Figure of {exhibit.TITLE}"),
         "captions": [CAPTIONS[kind] for kind in CAPTIONS if any(panel.kind == kind for panel in exhibit.PANELS)],
         "numbers": [] if scores is None else tables.numbers(scores, featured),
+        "tables": exhibit.tables(scores) if scores is not None and hasattr(exhibit, "tables") else [],
         "runs": [
             {
                 "run_id": place[2],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nap_bench.report.figures import look, middle, ordered, setting_order
@@ -114,7 +114,11 @@ def diverged(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def cost(places: Iterable[Place], results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per arm: what its finished runs took. A block's seeds train together: speed and memory are a block's."""
+    """One row per arm: what its finished runs took. A block's seeds train together: speed and memory are a block's.
+
+    forwards: extra forward passes per update, those that methods ask for besides the one that is trained on.  kept: what
+    methods remember, in a block.  A dash where a result is older than these were recorded.
+    """
     arms: dict[str, list[Mapping[str, Any]]] = {}
     for arm, _, run_id in dict.fromkeys(places):
         if run_id in results:
@@ -131,7 +135,55 @@ def cost(places: Iterable[Place], results: Mapping[str, Mapping[str, Any]]) -> l
                 "wall": duration(sum(r["cost"]["wall_seconds"] for r in runs)),
                 "speed": " to ".join(dict.fromkeys(f"{speed:.0f}" for speed in (speeds[0], speeds[-1]))),
                 "memory": f"{max(r['cost']['peak_memory_bytes'] for r in runs) / 1e6:.0f} MB",
+                "forwards": _most(runs, "extra_forward_passes", lambda n, r: amounts([n / _updates(r)])[0]),
+                "kept": _most(runs, "slot_bytes", lambda n, r: _size(n)),
                 "hardware": "; ".join(sorted({hardware(r["environment"]) for r in runs})),
+            }
+        )
+    return rows
+
+
+def _updates(result: Mapping[str, Any]) -> float:
+    return max(1.0, result["cost"]["steps_per_second"] * result["cost"]["wall_seconds"])
+
+
+def _most(runs: Sequence[Mapping[str, Any]], key: str, text: Callable[[float, Mapping[str, Any]], str]) -> str:
+    """The largest of a cost that older results lack, as text."""
+    known = [run for run in runs if key in run["cost"]]
+    most = max(known, key=lambda run: run["cost"][key], default=None)
+    return DASH if most is None else text(most["cost"][key], most)
+
+
+def _size(num_bytes: float) -> str:
+    """0, 1.5 kB or 2.00 MB."""
+    if num_bytes < 1e5:
+        return f"{num_bytes / 1e3:.1f} kB" if num_bytes else "0"
+    return f"{num_bytes / 1e6:.2f} MB"
+
+
+def sweeps(tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What choosing hyperparameters took: one row per exhibit of a scale's section of tuned.json.
+
+    A run that two tables share is counted once; a dash where the seconds were not kept.
+    """
+    rows = []
+    for exhibit, section in tuned.items():
+        tables = {name: arms for name, arms in section.items() if name != "chosen"}
+        trials = {t["run_id"]: t for arms in tables.values() for found in arms.values() for t in found}
+        sizes = sorted({len(found) for arms in tables.values() for found in arms.values()})
+        known = [t["wall_seconds"] for t in trials.values() if "wall_seconds" in t]
+        rows.append(
+            {
+                "exhibit": exhibit,
+                "rule": ", ".join(name.replace("_", " ") for name, arms in tables.items() if arms),
+                "arms": len(section["chosen"]),
+                "sizes": " or ".join(str(n) for n in sizes),
+                "runs": len(trials),
+                "wall": duration(sum(known)) if len(known) == len(trials) else DASH,
+                "chosen": [
+                    {"arm": look(arm).label, "values": ", ".join(f"{key} {value:g}" for key, value in hyper.items())}
+                    for arm, hyper in section["chosen"].items()
+                ],
             }
         )
     return rows

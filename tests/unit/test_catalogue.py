@@ -120,6 +120,14 @@ def test_a_run_of_another_scale_is_run_at_its_scale(nap_bench, lines):
     )
 
 
+def test_a_run_of_the_sweep_is_run_by_tune(nap_bench, lines, folder):
+    swept = {**lines[0], "uses": {plan.TUNING: {"arms": [["nap", "lr=0.001"]]}}}
+    (folder / "plan.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{}, swept]))
+    printed = nap_bench("show", swept["run_id"])
+    assert "tuning: arms, nap lr=0.001" in printed and "to run it: nap-bench tune\n" in printed
+    assert "runs: laptop 0, workstation 0, paper 0, tuning 1" in nap_bench("list", "exhibits")
+
+
 def test_the_state_of_a_run_is_what_its_files_say(tmp_path, lines):
     line, store, results = lines[0], tmp_path / "store", tmp_path / "results"
     folder = store / line["run_id"]

@@ -17,7 +17,9 @@ from nap_bench.report.claims import (
     NOT_RUN,
     SUPPORTED,
     Claim,
+    Contrast,
     Paired,
+    Spread,
     decide,
     judge,
     overall,
@@ -427,3 +429,89 @@ def test_a_claim_needs_a_measurement_and_an_id_of_its_own():
         dataclasses.replace(claim(), measurements=())
     with pytest.raises(ValueError, match="same id"):
         judge([claim(), claim()], Scores([]), exhibit="arms", scale="laptop", expected_seeds=range(8))
+
+
+# Contrasts and spreads.
+
+
+def contrast(**changes):
+    fields = dict(label="interaction", measure="accuracy", better="higher", arms=("a", "d"), against=("b", "c"))
+    return Contrast(**{**fields, **changes})
+
+
+def spread(**changes):
+    fields = dict(label="spread", measure="accuracy", better="higher", arms=("a2", "b2"), against=("a", "b"))
+    return Spread(**{**fields, **changes})
+
+
+def test_a_contrast_is_a_difference_of_differences_seed_by_seed():
+    scores = table(a=[0.9, 0.8, 0.7], b=[0.5, 0.5, 0.5], c=[0.6, 0.5, 0.3], d=[0.4, 0.4, 0.2])
+    _, found = verdict_of(claim(measurements=(contrast(),)), scores, range(3))
+    assert list(found["per_seed"].values()) == pytest.approx([0.4 - 0.2, 0.3 - 0.1, 0.2 - 0.1])
+    assert found["estimate"] == pytest.approx(0.5 / 3) and found["arms"] == ["a", "d", "b", "c"]
+
+
+def test_a_contrast_of_two_arms_is_the_paired_difference():
+    scores = arms_with_effects([0.1, 0.2, 0.4, 0.15])
+    both = (paired(), contrast(arms=("nap",), against=("norm_only",)))
+    found, _ = verdict_of(claim(measurements=both), scores, range(4))
+    first, second = ({k: v for k, v in m.items() if k != "label"} for m in found["measurements"])
+    assert first == second
+
+
+def test_what_all_arms_share_in_a_seed_leaves_a_contrast_and_a_spread_as_they_are():
+    arms = dict(a=[0.2, 0.3, 0.1], b=[0.6, 0.5, 0.7], c=[0.1, 0.1, 0.2], d=[0.3, 0.2, 0.2], a2=[0.4] * 3, b2=[0.5] * 3)
+    shared = np.array([0.0, 0.3, -0.1])
+    moved = {arm: list(np.array(values) + shared) for arm, values in arms.items()}
+    for measurement in (contrast(), spread()):
+        found = [verdict_of(claim(measurements=(measurement,)), table(**t), range(3))[1] for t in (arms, moved)]
+        for key in ("estimate", "low", "high"):
+            assert found[0][key] == pytest.approx(found[1][key])
+
+
+def test_a_spread_is_the_standard_deviation_of_means_over_seeds_and_shrinking_counts_for_the_claim():
+    scores = table(a=[0.1, 0.3], b=[0.7, 0.9], a2=[0.5, 0.5], b2=[0.6, 0.6])
+    _, found = verdict_of(claim(measurements=(spread(),)), scores, range(2))
+    assert found["estimate"] == pytest.approx((0.6 - 0.1) / math.sqrt(2)) and found["method"] == "paired bootstrap t"
+    swapped = spread(arms=("a", "b"), against=("a2", "b2"))
+    assert verdict_of(claim(measurements=(swapped,)), scores, range(2))[1]["estimate"] == -found["estimate"]
+
+
+def test_noise_that_differs_between_arms_is_no_spread_of_their_means():
+    flip = [0.3, -0.3] * 4
+    noisy = table(a=[0.5 + e for e in flip], b=[0.5 - e for e in flip], a2=[0.5] * 8, b2=[0.5] * 8)
+    _, found = verdict_of(claim(measurements=(spread(),)), noisy)
+    assert found["estimate"] == pytest.approx(0.0, abs=1e-12) and found["verdict"] != SUPPORTED
+    assert min(found["per_seed"].values()) > 0.4
+
+
+def test_a_diverged_seed_counts_as_the_worst_value_in_a_spread_and_a_contrast():
+    scores = table(a=[NAN, 0.3, 0.3], b=[0.9, 0.9, 0.9], a2=[0.5] * 3, b2=[0.6] * 3, c=[0.1] * 3, d=[0.1] * 3)
+    _, found = verdict_of(claim(measurements=(spread(if_diverged=0.0),)), scores, range(3))
+    assert found["estimate"] == pytest.approx((0.7 - 0.1) / math.sqrt(2)) and found["num_diverged"] == 1
+    assert "a diverged at seed 0, counted as 0." in found["note"]
+    _, undeclared = verdict_of(claim(measurements=(contrast(),)), scores, range(3))
+    assert (undeclared["verdict"], undeclared["n"]) == (INCONCLUSIVE, 2)
+
+
+def test_an_arm_of_many_without_results_makes_the_claim_not_run():
+    found, _ = verdict_of(claim(measurements=(spread(),)), table(a=[0.1] * 8, b=[0.2] * 8, a2=[0.1] * 8))
+    assert (found["verdict"], found["note"]) == (NOT_RUN, "spread: b2: no result.")
+
+
+def test_many_cells_that_are_not_planned_are_counted_not_listed():
+    found, _ = verdict_of(claim(measurements=(spread(),)), table(a=[0.1] * 8), {("a", ""): range(8)})
+    assert (found["verdict"], found["note"]) == (NOT_RUN, "spread: a2 and 2 more: not planned at laptop scale.")
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: contrast(arms=("a",)), "as many arms; found 1 against 2"),
+        (lambda: contrast(arms=("a", "b")), "with itself"),
+        (lambda: spread(better="more"), "better must be"),
+    ],
+)
+def test_a_contrast_that_cannot_be_meant_is_refused_when_written(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()

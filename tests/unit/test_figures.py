@@ -172,6 +172,18 @@ def test_arms_look_apart_and_an_unknown_arm_looks_the_same_everywhere():
     assert ordered(["zeta", "baseline", "alpha", "nap", "nap"]) == ["nap", "baseline", "alpha", "zeta"]
 
 
+def test_a_method_combined_with_a_norm_looks_like_the_method_and_stands_beside_it():
+    assert look("l2+nap").label == "L2 + NaP" and look("redo+layer_norm").label == "ReDo + LN"
+    assert (look("redo+nap").color, look("redo+nap").marker) == (look("redo").color, look("redo").marker)
+    assert ordered(["redo+nap", "l2", "zeta", "redo", "nap"]) == ["nap", "l2", "redo", "redo+nap", "zeta"]
+
+
+def test_a_logarithmic_axis_of_few_points_names_them(svg, written):
+    rows = [row._replace(x=10.0**row.x) for row in curves()]
+    svg(rows, Panel(kind="curve", measure="accuracy", logx=True))
+    assert {"1", "10", "100", "1000", "10000"} <= set(written)
+
+
 @pytest.mark.parametrize("wrong", [dict(kind="pie"), dict(kind="map"), dict(kind="curve", contrast=("a", "b"))])
 def test_an_impossible_panel_is_refused(wrong):
     with pytest.raises(ValueError, match="Panel 'late'"):

@@ -64,7 +64,9 @@ def test_identical_cells_are_run_once_and_shared_between_exhibits(tmp_path, monk
 
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"one": experiments.arms, "two": experiments.arms})
     header, *lines = (json.loads(line) for line in plan.make(ROOT).splitlines())
-    assert all(set(line["uses"][scale]) == {"one", "two"} for line in lines for scale in set(line["uses"]) & set(plan.SCALES))
+    assert all(
+        set(line["uses"][scale]) == {"one", "two"} for line in lines for scale in set(line["uses"]) & set(plan.SCALES)
+    )
 
 
 def test_a_stale_plan_is_refused_with_the_command_that_renews_it(tmp_path):

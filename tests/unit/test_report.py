@@ -226,7 +226,7 @@ def test_cost_counts_a_shared_run_once_in_all():
     html = compiled(exhibits={"arms": EXHIBIT, "map": EXHIBIT}, planned={"arms": PLANNED, "map": PLANNED})
     cost = text(html[html.index('<h2 id="cost">') : html.index('<h2 id="environment">')])
     assert cost.startswith("Cost 60 s in all, each run counted once; 4 runs shared between exhibits")
-    assert "NaP 1 4 30 s 500 400 MB cpu: EPYC, 1 thread" in cost
+    assert "NaP 1 4 30 s 500 400 MB \u2013 \u2013 cpu: EPYC, 1 thread" in cost
 
 
 def test_mixed_commits_devices_and_uncommitted_changes_are_said():
@@ -274,3 +274,39 @@ def test_a_picture_keeps_the_order_of_what_it_shows(zone):
     assert 0 < drawn["zero"] < drawn["low"] < drawn["estimate"] < drawn["high"] < 180
     assert (drawn["from"] < drawn["low"]) == (zone[0] < 0.1)
     assert (drawn["from"] + drawn["wide"] == pytest.approx(180)) == (zone[1] == math.inf)
+
+
+def test_an_exhibits_own_tables_stand_with_it():
+    own = [
+        {"title": "Gains <b>", "columns": ("method", "class"), "rows": [["l2", "additive"]], "note": "How to read it."}
+    ]
+    exhibit = SimpleNamespace(**vars(EXHIBIT), tables=lambda scores: own)
+    html = compiled(exhibits={"arms": exhibit})
+    assert "Gains &lt;b&gt; How to read it. method class l2 additive" in " ".join(re.sub("<[^>]+>", " ", html).split())
+    assert "How to read it." not in compiled(exhibits={"arms": exhibit}, scores={})
+
+
+def test_what_methods_cost_besides_time_is_the_most_of_their_runs_and_a_dash_where_it_was_not_recorded():
+    def with_cost(run_id, **extra):
+        made = result(run_id)
+        return {**made, "cost": {**made["cost"], **extra}}
+
+    redo = with_cost("r.nap-1", extra_forward_passes=7500, slot_bytes=2_000_000)
+    html = compiled(results=[redo, result("r.ln-2")])
+    cost = text(html[html.index('<h2 id="cost">') : html.index('<h2 id="environment">')])
+    assert "NaP 1 4 30 s 500 400 MB 0.500 2.00 MB cpu" in cost
+    assert "norm only 1 4 30 s 500 400 MB \u2013 \u2013 cpu" in cost
+
+
+def test_what_choosing_hyperparameters_took_is_shown_each_run_counted_once():
+    def trials(*ids, **more):
+        return [{"hyper": {"lr": 0.1}, "run_id": i, "scores": {"a": 1.0}, "wall_seconds": 60.0, **more} for i in ids]
+
+    section = {"chosen": {"nap": {"lr": 0.1, "coef": 1e-5}}, "by_average_online_accuracy": {"nap": trials("a", "b")}}
+    section["by_late_accuracy"] = {"nap": trials("b", "c")}
+    html = compiled(tuned={"arms": section, "elsewhere": section})
+    cost = text(html[html.index('<h2 id="cost">') : html.index('<h2 id="environment">')])
+    assert "arms by average online accuracy, by late accuracy 1 2 3 3.0 min" in cost and "elsewhere" not in cost
+    assert "NaP: lr 0.1, coef 1e-05" in cost
+    del section["by_late_accuracy"]["nap"][1]["wall_seconds"]
+    assert "1 2 3 \u2013" in text(compiled(tuned={"arms": section}))

@@ -13,9 +13,11 @@ from nap_bench.stats import (
     iqm,
     iqm_interval,
     mean_interval,
+    paired_bootstrap,
     paired_difference,
     pooled_iqm,
     pooled_mean,
+    spread,
     stratified_bootstrap,
 )
 
@@ -248,3 +250,40 @@ def test_a_bootstrap_without_two_seeds_and_a_task_is_refused(scores):
 def test_a_bootstrap_over_a_diverged_seed_is_refused():
     with pytest.raises(ValueError, match="diverged"):
         stratified_bootstrap([[0.5, math.nan], [0.5, 0.5]], pooled_mean, np.random.default_rng(0))
+
+
+# Arms that share their seeds.
+
+
+def test_the_paired_bootstrap_of_a_mean_difference_is_nearly_the_t_interval():
+    values_KS = np.random.default_rng(1).normal(size=(2, 12)) + np.arange(12)
+    found = paired_bootstrap(values_KS, lambda v: v[..., 0, :].mean(-1) - v[..., 1, :].mean(-1), num_resamples=20000)
+    exact = mean_interval(values_KS[0] - values_KS[1])
+    assert found.estimate == pytest.approx(exact.estimate)
+    assert found.high - found.low == pytest.approx(exact.high - exact.low, rel=0.03)
+
+
+def test_the_paired_bootstrap_is_the_same_at_every_call_and_blind_to_what_arms_share():
+    values_KS = np.random.default_rng(2).normal(size=(5, 8))
+    assert paired_bootstrap(values_KS, spread) == paired_bootstrap(values_KS, spread)
+    moved = paired_bootstrap(values_KS + np.linspace(-3, 3, 8), spread)
+    assert moved.low == pytest.approx(paired_bootstrap(values_KS, spread).low)
+
+
+def test_a_spread_is_the_standard_deviation_of_the_arms_means():
+    assert spread(np.array([[1.0, 3.0], [4.0, 4.0], [6.0, 6.0]])) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("widths", "noises", "least"), [((0.2, 0.02), (0.05, 0.03), 0.93), ((0.05, 0.05), (0.03, 0.06), 0.92)]
+)
+def test_the_interval_of_a_difference_of_spreads_covers_it(widths, noises, least):
+    generator, shape = np.random.default_rng(3), np.linspace(-1, 1, 7) / np.linspace(-1, 1, 7).std(ddof=1)
+    means_K = np.concatenate([width * shape for width in widths])
+    noise_K = np.repeat(noises, 7)
+    hits = 0
+    for _ in range(400):
+        values_KS = means_K[:, None] + noise_K[:, None] * generator.normal(size=(14, 8))
+        found = paired_bootstrap(values_KS, lambda v: spread(v[..., :7, :]) - spread(v[..., 7:, :]), num_resamples=200)
+        hits += found.low <= widths[0] - widths[1] <= found.high
+    assert least <= hits / 400 <= 0.98

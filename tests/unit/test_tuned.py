@@ -8,33 +8,49 @@ from pathlib import Path
 import pytest
 
 from nap_bench.experiments import EXPERIMENTS
-from nap_bench.tune import ENOUGH, TUNING_SEEDS, first_task, late, shared, winner
+from nap_bench.tune import (
+    ENOUGH,
+    NUM_ONLINE_SEEDS,
+    RULES,
+    TUNING_SEEDS,
+    choose,
+    first_task,
+    late,
+    online,
+    planned,
+    shared,
+    sweeps,
+    winner,
+)
 
 TUNED = json.loads((Path(__file__).parents[2] / "config" / "tuned.json").read_text())
 SECTIONS = [(scale, exhibit) for scale, exhibits in TUNED.items() for exhibit in exhibits]
+ONE_RATE = [(scale, exhibit) for scale, exhibit in SECTIONS if "by_first_task_accuracy" in TUNED[scale][exhibit]]
+EACH_ITS_OWN = [
+    (scale, exhibit) for scale, exhibit in SECTIONS if "by_average_online_accuracy" in TUNED[scale][exhibit]
+]
 
 
 @pytest.mark.parametrize(("scale", "exhibit"), SECTIONS)
 def test_the_choice_is_the_argmax_of_the_sweep(scale, exhibit):
     section = TUNED[scale][exhibit]
-    expected = shared(section["by_first_task_accuracy"])
-    expected |= {arm: winner(trials)["hyper"] for arm, trials in section["by_late_accuracy"].items()}
-    assert section["chosen"] == expected
+    assert set(section) - {"chosen"} <= {table for table, _ in RULES.values()}
+    expected = shared(section.get("by_first_task_accuracy", {}))
+    for table in ("by_late_accuracy", "by_average_online_accuracy"):
+        expected |= {arm: winner(trials)["hyper"] for arm, trials in section.get(table, {}).items()}
+    assert section["chosen"] == expected == choose(section)
 
 
 @pytest.mark.parametrize(("scale", "exhibit"), SECTIONS)
 def test_the_sweeps_run_ids_are_those_of_its_runs_on_tuning_seeds(scale, exhibit):
-    section, module = TUNED[scale][exhibit], EXPERIMENTS[exhibit]
-    first_choice = shared(section["by_first_task_accuracy"])
-    sweeps = {"by_first_task_accuracy": module.sweep(scale, TUNING_SEEDS)}
-    if hasattr(module, "sweep_late"):
-        sweeps["by_late_accuracy"] = module.sweep_late(scale, TUNING_SEEDS, first_choice)
-    for table, sweep in sweeps.items():
-        planned = {arm: [(hyper, entry.run.run_id) for hyper, entry in trials] for arm, trials in sweep.items()}
-        assert planned == {arm: [(t["hyper"], t["run_id"]) for t in trials] for arm, trials in section[table].items()}
+    section = TUNED[scale][exhibit]
+    for declared, sweep in sweeps(EXPERIMENTS[exhibit], scale, shared(section.get("by_first_task_accuracy", {}))):
+        table = section[RULES[declared][0]]
+        wanted = {arm: [(hyper, entry.run.run_id) for hyper, entry in trials] for arm, trials in sweep.items()}
+        assert wanted == {arm: [(t["hyper"], t["run_id"]) for t in trials] for arm, trials in table.items()}
 
 
-@pytest.mark.parametrize(("scale", "exhibit"), SECTIONS)
+@pytest.mark.parametrize(("scale", "exhibit"), ONE_RATE)
 def test_every_arm_learns_the_first_task_well_enough_to_be_compared_on_late_ones(scale, exhibit):
     section = TUNED[scale][exhibit]
     rates = shared(section["by_first_task_accuracy"])
@@ -43,13 +59,40 @@ def test_every_arm_learns_the_first_task_well_enough_to_be_compared_on_late_ones
         assert chosen["scores"]["first_task_accuracy"] >= ENOUGH, arm
 
 
-def test_arms_that_are_compared_share_their_learning_rate():
-    for exhibits in TUNED.values():
-        for section in exhibits.values():
-            groups: dict[str, set[float]] = {}
-            for arm, hyper in section["chosen"].items():
-                groups.setdefault(arm.rpartition("/")[0], set()).add(hyper["lr"])
-            assert all(len(rates) == 1 for rates in groups.values())
+@pytest.mark.parametrize(("scale", "exhibit"), ONE_RATE)
+def test_arms_that_are_compared_at_one_rate_share_it(scale, exhibit):
+    groups: dict[str, set[float]] = {}
+    for arm, hyper in TUNED[scale][exhibit]["chosen"].items():
+        groups.setdefault(arm.rpartition("/")[0], set()).add(hyper["lr"])
+    assert all(len(rates) == 1 for rates in groups.values())
+
+
+@pytest.mark.parametrize(("scale", "exhibit"), EACH_ITS_OWN)
+def test_every_arm_that_is_tuned_by_itself_tried_as_many_configurations_and_at_least_twelve(scale, exhibit):
+    tables = TUNED[scale][exhibit]["by_average_online_accuracy"]
+    (number,) = {len({trial["run_id"] for trial in trials}) for trials in tables.values()}
+    assert number >= 12 and NUM_ONLINE_SEEDS >= 3
+    assert all(trial["wall_seconds"] > 0 for trials in tables.values() for trial in trials)
+
+
+@pytest.mark.parametrize(("scale", "exhibit"), EACH_ITS_OWN)
+def test_every_method_reports_the_values_that_were_chosen_for_it(scale, exhibit):
+    chosen, seen = TUNED[scale][exhibit]["chosen"], set()
+    for entry in EXPERIMENTS[exhibit].runs(scale):
+        if entry.setting == "" and entry.arm in chosen:
+            seen.add(entry.arm)
+            used = {key: value for part in entry.run.methods for key, value in part.params}
+            used |= {"lr": dict(entry.run.schedule.params)["lr"], "weight_decay": used.get("coef")}
+            assert {key: used[key] for key in chosen[entry.arm]} == chosen[entry.arm]
+    assert len(seen) >= 14
+
+
+def test_the_sweep_stands_in_the_plan_and_has_no_reported_seed():
+    entries = list(planned())
+    assert {exhibit for exhibit, _ in entries} >= {"arms", "fig5_continual"}
+    assert all(set(entry.run.seeds) <= set(TUNING_SEEDS) for _, entry in entries)
+    settings = {entry.setting for _, entry in entries if entry.arm == "l2+nap"}
+    assert len(settings) == 12 and "lr=0.003 coef=0.03" in settings
 
 
 def test_the_shared_rate_is_the_one_whose_worst_arm_does_best():
@@ -63,7 +106,7 @@ def test_the_shared_rate_is_the_one_whose_worst_arm_does_best():
     }
 
 
-@pytest.mark.parametrize(("scale", "exhibit"), SECTIONS)
+@pytest.mark.parametrize(("scale", "exhibit"), ONE_RATE)
 def test_the_reported_runs_use_the_choice(scale, exhibit):
     module, chosen = EXPERIMENTS[exhibit], TUNED[scale][exhibit]["chosen"]
     alike = getattr(module, "TUNED_LIKE", {})
@@ -85,3 +128,19 @@ def test_a_diverged_seed_counts_zero_in_a_sweep():
     labelled = Labelled("a", "", {"metrics": metrics})
     assert first_task(labelled) == {"first_task_accuracy": 0.5, "first_task_online_accuracy": 0.5}
     assert late(labelled) == {"late_accuracy": 0.5}
+    assert online(labelled) == {"average_online_accuracy": 0.5}
+
+
+def test_each_arm_for_itself_takes_its_best_and_a_tie_goes_to_the_first():
+    def trials(*scores):
+        return [{"hyper": {"lr": i}, "scores": {"average_online_accuracy": s}} for i, s in enumerate(scores)]
+
+    section = {"by_average_online_accuracy": {"x": trials(0.1, 0.3, 0.3), "y": trials(0.4, 0.2, 0.1)}}
+    assert choose(section) == {"x": {"lr": 1}, "y": {"lr": 0}}
+
+
+def test_a_rivals_own_value_overrides_the_shared_rate_of_its_arm_only():
+    first = [{"hyper": {"lr": 0.1}, "scores": {"a": 1.0}}]
+    own = [{"hyper": {"lr": 0.1, "weight_decay": w}, "scores": {"late": s}} for w, s in ((1, 0.2), (2, 0.5))]
+    section = {"by_first_task_accuracy": {"nap": first, "rival": first}, "by_late_accuracy": {"rival": own}}
+    assert choose(section) == {"nap": {"lr": 0.1}, "rival": {"lr": 0.1, "weight_decay": 2}}

@@ -1,0 +1,206 @@
+"""The exhibits on methods and NaP: every claim is answered by the runs that are planned for it, and by the right contrast."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from nap_bench.experiments import (
+    ablation_norm,
+    ablation_projection,
+    ablation_scale_offset,
+    fig5_continual,
+    fig8_statistics,
+    interactions,
+)
+from nap_bench.experiments.base import Labelled
+from nap_bench.plan import SCALES
+from nap_bench.report.claims import NOT_RUN, judge
+from nap_bench.report.scores import Scores
+from nap_bench.spec import Run
+from nap_bench.tune import NUM_ONLINE_SEEDS, TUNING_SEEDS
+
+EXHIBITS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        fig5_continual,
+        fig8_statistics,
+        interactions,
+        ablation_norm,
+        ablation_projection,
+        ablation_scale_offset,
+    )
+}
+METRICS = (
+    "online/accuracy",
+    "probe/linearised_fraction",
+    "probe/feature_rank",
+    "probe/parameter_norm",
+    "probe/gradient_norm",
+)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    """Exhibit -> its entries at laptop scale."""
+    return {name: module.runs("laptop") for name, module in EXHIBITS.items()}
+
+
+def made_up(entry, level=0.5, noise=0.01):
+    """A result with the shape that training gives: one value per task and seed, around `level`."""
+    run: Run = entry.run
+    params = dict(run.benchmark.params)
+    steps = [params["steps_per_task"] * (task + 1) for task in range(params["num_tasks"])]
+    generator = np.random.default_rng(zlib.crc32(run.run_id.encode()))
+    values = (level + noise * generator.standard_normal((len(steps), len(run.seeds)))).tolist()
+    result = {
+        "run_id": run.run_id,
+        "spec": run.as_dict(),
+        "metrics": {metric: {"steps": steps, "values": values} for metric in METRICS},
+        "environment": {"resolved_model": run.model.as_dict()},
+    }
+    return Labelled(entry.arm, entry.setting, result)
+
+
+def judged(name, entries, level):
+    """Verdicts by claim id, of results in which arm and setting decide the accuracy: level(arm, setting)."""
+    scores = Scores(EXHIBITS[name].score([made_up(e, level(e.arm, e.setting)) for e in entries]))
+    seeds = {(e.arm, e.setting): e.run.seeds for e in entries}
+    found = judge(EXHIBITS[name].CLAIMS, scores, exhibit=name, scale="laptop", expected_seeds=seeds)
+    return {claim["id"]: claim for claim in found["claims"]}, scores
+
+
+@pytest.mark.parametrize("name", EXHIBITS)
+def test_every_claim_is_answered_by_planned_runs_unless_it_says_that_it_is_not(name, planned):
+    claims, _ = judged(name, planned[name], lambda arm, setting: 0.5)
+    for claim in claims.values():
+        assert (claim["verdict"] == NOT_RUN) == ("not at laptop scale" in claim["sentence"]), claim["note"]
+
+
+@pytest.mark.parametrize("name", EXHIBITS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_claims_and_panels_name_arms_that_are_planned_and_no_cell_is_planned_twice(name, scale):
+    entries, module = EXHIBITS[name].runs(scale), EXHIBITS[name]
+    cells = Counter((entry.arm, entry.setting) for entry in entries)
+    assert max(cells.values()) == 1
+    claimed = {side[1:] for c in module.CLAIMS for m in c.measurements for side in m.plus + m.minus}
+    assert {cell for cell in claimed if scale != "laptop" or cell[1] != "cnn"} <= set(cells)
+    assert {arm for panel in module.PANELS for arm in panel.arms} <= {arm for arm, _ in cells}
+
+
+@pytest.mark.parametrize("name", EXHIBITS)
+def test_half_of_the_runs_give_scores_too(name, planned):
+    """A partial report is made from whatever is there."""
+    claims, scores = judged(name, planned[name][::2], lambda arm, setting: 0.5)
+    assert NOT_RUN in {claim["verdict"] for claim in claims.values()}
+    for table in getattr(EXHIBITS[name], "tables", lambda scores: [])(scores):
+        assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+
+
+def test_runs_are_shared_between_exhibits_where_they_are_the_same(planned):
+    ids = {name: {entry.run.run_id for entry in entries} for name, entries in planned.items()}
+    assert ids["fig8_statistics"] <= ids["fig5_continual"]
+    relabelled = {e.run.run_id for e in planned["interactions"] if e.setting == "random_labels"}
+    assert len(relabelled - ids["fig5_continual"]) == len(fig5_continual.METHODS) - 1  # the methods on LayerNorm
+    assert len(ids["ablation_norm"] & ids["fig5_continual"]) == 3
+    assert ids["ablation_scale_offset"] & ids["fig5_continual"]
+
+
+def test_a_fresh_network_meets_the_very_last_task_of_the_aged_one(planned):
+    entries = {(e.arm, e.setting): e.run for e in planned["fig5_continual"]}
+    aged, fresh = entries["redo+nap", ""], entries["redo+nap", "fresh"]
+    params, alone = dict(aged.benchmark.params), dict(fresh.benchmark.params)
+    assert (alone["first_task"], alone["num_tasks"]) == (params["num_tasks"] - 1, 1)
+    assert fresh == dataclasses.replace(aged, benchmark=fresh.benchmark)
+
+
+def test_the_gap_is_fresh_minus_aged(planned):
+    _, scores = judged("fig5_continual", planned["fig5_continual"], lambda arm, setting: 0.7 if setting else 0.4)
+    gaps = scores.values("gap_to_fresh", "l2+nap")
+    assert len(gaps) == 8 and all(0.2 < gap < 0.4 for gap in gaps.values())
+
+
+def test_methods_that_nap_makes_alike_support_the_papers_claims_and_others_contradict_them(planned):
+    levels = dict(zip(fig5_continual.METHODS, (0.2, 0.3, 0.61, 0.3, 0.62, 0.25, 0.2), strict=True))
+
+    def shrinking(arm, setting):
+        method = "baseline" if arm == "nap" else arm.removesuffix("+nap")
+        return 0.62 if arm.endswith("nap") else levels.get(method, 0.5)
+
+    claims, _ = judged("fig5_continual", planned["fig5_continual"], shrinking)
+    assert claims["nap_shrinks_the_spread"]["verdict"] == "SUPPORTED"
+    assert claims["regenerative_and_redo_are_best_without_nap"]["verdict"] == "SUPPORTED"
+    assert claims["nap_does_not_improve_redo"]["verdict"] == "SUPPORTED"
+    improves = {m["label"]: m["verdict"] for m in claims["nap_improves_every_method_but_redo"]["measurements"]}
+    assert len(improves) == 6 and not any("redo" in label for label in improves)
+    assert improves.pop("regenerative with NaP - without") != "SUPPORTED" and set(improves.values()) == {"SUPPORTED"}
+
+    def widening(arm, setting):
+        method = "baseline" if arm == "nap" else arm.removesuffix("+nap")
+        return levels.get(method, 0.5) if arm.endswith("nap") else 0.5
+
+    claims, _ = judged("fig5_continual", planned["fig5_continual"], widening)
+    assert claims["nap_shrinks_the_spread"]["verdict"] == "CONTRADICTED"
+
+
+def classes(planned, level):
+    """Method -> (with NaP, the norm's part, the projection's part) on re-drawn labels."""
+    _, scores = judged("interactions", planned["interactions"], level)
+    rows = interactions.tables(scores)[0]["rows"]
+    return {row[0]: tuple(cell.split()[0] for cell in row[4:]) for row in rows}
+
+
+def test_what_a_method_gains_is_classed_as_additive_redundant_or_complementary(planned):
+    gains = {  # alone, on LayerNorm, on NaP
+        "l2": (0.1, 0.1, 0.1),
+        "regenerative": (0.2, 0.0, 0.0),
+        "shrink_perturb": (0.2, 0.2, 0.0),
+        "redo": (0.0, 0.0, 0.2),
+        "leaky_relu": (0.0, 0.2, 0.0),
+        "noisy_updates": (-0.2, -0.2, -0.2),
+    }
+    base = {"baseline": 0.3, "layer_norm": 0.5, "nap": 0.6}
+
+    def level(arm, setting):
+        method, _, norm = arm.rpartition("+")
+        if arm in base:
+            return base[arm]
+        if not method:
+            return base["baseline"] + gains[arm][0]
+        return base[norm] + gains[method][1 if norm == "layer_norm" else 2]
+
+    found = classes(planned, level)
+    assert found["l2"] == ("additive", "additive", "additive")
+    assert found["regenerative"] == ("redundant", "redundant", "additive")
+    assert found["shrink perturb"] == ("redundant", "additive", "redundant")
+    assert found["redo"] == ("complementary", "additive", "complementary")
+    assert found["leaky relu"] == ("additive", "complementary", "redundant")
+    assert found["noisy updates"] == ("additive", "additive", "additive")
+
+
+def test_the_norms_part_and_the_projections_add_up_to_the_change_with_nap():
+    whole, norm, projection = interactions.parts("redo", "random_labels")
+    assert Counter(norm.arms + projection.arms) - Counter(norm.against + projection.against) == Counter(whole.arms)
+    assert Counter(norm.against + projection.against) - Counter(norm.arms + projection.arms) == Counter(whole.against)
+
+
+def test_every_arm_is_tuned_on_as_many_configurations_and_three_tuning_seeds():
+    sweep = fig5_continual.sweep_online("laptop", TUNING_SEEDS[:NUM_ONLINE_SEEDS])
+    assert set(fig5_continual.METHODS) | set(fig5_continual.WITH_NAP) | {"layer_norm"} <= set(sweep)
+    assert {len(trials) for trials in sweep.values()} == {12}
+    for trials in sweep.values():
+        runs = [entry.run for _, entry in trials]
+        assert len({run.run_id for run in runs}) == 12 and {len(run.seeds) for run in runs} == {3}
+        assert not set(runs[0].seeds) & set(fig5_continual.SEEDS)
+
+
+def test_the_reported_runs_use_what_was_chosen(monkeypatch):
+    chosen = {"redo+nap": {"lr": 0.123, "period": 7, "tau": 0.5}}
+    monkeypatch.setattr(fig5_continual, "tuned", lambda exhibit, scale: chosen)
+    run = fig5_continual.entry("laptop", "redo+nap").run
+    (redo,) = [dict(part.params) for part in run.methods if part.name == "redo"]
+    assert dict(run.schedule.params)["lr"] == 0.123 and (redo["period"], redo["tau"]) == (7, 0.5)
