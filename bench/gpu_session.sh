@@ -70,6 +70,7 @@ part gpu_tests "$PYTHON" -m pytest -m gpu ${TINY:+--collect-only}
 part stacked_seeds "$PYTHON" bench/seeds.py --device "$DEVICE" $TINY
 part projection "$PYTHON" bench/projection.py --device "$DEVICE" $TINY
 part cnn "$PYTHON" bench/cnn.py --device "$DEVICE" $TINY
+part methods "$PYTHON" bench/methods.py --device "$DEVICE" $TINY
 if [ -n "$TINY" ]; then
   part exhibits_tiny bash -c 'runs laptop fig1_dead_units 1'
 else
@@ -78,5 +79,6 @@ else
   part mnist_arms bash -c 'runs workstation arms 0'
   part cifar10_data "$PYTHON" -c 'import sys; from nap_bench.cli import main; sys.exit(main(sys.argv[1:]))' data cifar10 --data-dir "$DATA_DIR"
   part cifar10_fig2 bash -c 'runs workstation fig2_norm_growth 0'
+  part cifar10_fig5 bash -c 'runs workstation fig5_continual 0'
 fi
 [ "$PARTS_LEFT" = 0 ]
