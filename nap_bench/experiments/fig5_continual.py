@@ -24,8 +24,8 @@ DEVIATIONS = (
     "online accuracy on three tuning seeds (Kumar et al. 2023 select so); the paper gives one rate, 1e-4, and no other "
     "hyperparameter. Scales that are not tuned use that rate, and for each method a value its own authors or Kumar et al. use.",
     "Penalties leave the norms' scale and offset alone (Kumar et al. 2023). Shrink & Perturb acts at every update, with fresh "
-    "draws; noise is added to updates in proportion to the learning rate (the paper names no variant of either). Noise drawn at every "
-    "update is cut, at random places and with random signs, out of a table of a million normal draws.",
+    "draws; noise is added to updates in proportion to the learning rate (the paper names no variant of either). Noise that is "
+    "drawn at every update is cut, at random places and with random signs, out of a table of a million normal draws.",
     "NaP lets scale and offset decay to their initial values, with 0.999 per update; the paper used such a decay in its "
     "continual evaluations and gives no value.",
     "Curves over learning rates are of shorter streams: 5 tasks at laptop scale, 20 at the others.",
