@@ -30,6 +30,7 @@ rule quick:
 onstart:
     try:
         HELD.append(plan.hold("store", config["store_dir"]))
+        cluster.prepare(workflow, config)
     except ValueError as error:
         raise WorkflowError(str(error)) from None
 

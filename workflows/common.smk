@@ -1,4 +1,4 @@
-# What every rule refers to. The plan's functions are loaded by path: neither torch nor the package is imported here.
+# What every rule refers to. Two modules are loaded by path: neither torch nor the package is imported here.
 import importlib.util
 from pathlib import Path
 
@@ -6,15 +6,23 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 ROOT = Path(workflow.basedir)
-_found = importlib.util.spec_from_file_location("nap_bench_plan", ROOT / "nap_bench" / "plan.py")
-plan = importlib.util.module_from_spec(_found)
-_found.loader.exec_module(plan)
+
+
+def load(name):
+    found = importlib.util.spec_from_file_location(f"nap_bench_{name}", ROOT / "nap_bench" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaded)
+    return loaded
+
+
+plan, cluster = load("plan"), load("cluster")
 
 try:
     plan.check_config(config, yaml.safe_load((ROOT / "config" / "schema.yaml").read_text()))
     SCALE, RESULTS = config["scale"], config["results_dir"]
     ALL_LINES = plan.load(config["plan"], ROOT)
     LINES = plan.select(ALL_LINES, SCALE, config["experiments"], config["methods"])
+    CLASSES = {line["resources"]: cluster.resources(line["resources"], config["device"]) for line in LINES}
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -47,6 +55,7 @@ wildcard_constraints:
 localrules:
     all,
     quick,
+    data,
     score,
     claims,
     figure,
