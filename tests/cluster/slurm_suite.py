@@ -55,11 +55,12 @@ def run_here(folder: Path, run_ids: list[str]) -> subprocess.Popen[str]:
 
 
 def surroundings(first_on_path: Path | None, folder: Path) -> dict[str, str]:
-    """An environment in which jobs find this Python's nap-bench, from this repository."""
+    """An environment in which jobs find this Python's nap-bench, from this repository; which GPUs it sees goes to a file."""
     bin_folder = folder / "bin"
     bin_folder.mkdir(exist_ok=True)
     program = bin_folder / "nap-bench"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{NAP_BENCH}" "$@"\n')
+    visible = f'echo "\\"${{CUDA_VISIBLE_DEVICES-}}\\"" >> "{folder}/visible"'
+    program.write_text(f'#!/bin/sh\n{visible}\nexec {sys.executable} -c "{NAP_BENCH}" "$@"\n')
     program.chmod(0o755)
     path = [str(part) for part in (first_on_path, bin_folder, Path(sys.executable).parent) if part]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import fake_slurm
 import pytest
 import slurm_suite
 import yaml
+from packaging.requirements import Requirement
 
 from nap_bench import cluster
 
@@ -171,7 +174,7 @@ def test_the_guard_answers_with_and_without_accounting(slurm, tmp_path, programs
     assert (code, said) == ((0, "n1") if "sacct" in programs else (1, ""))
 
 
-# profiles
+# profiles, requirements, documentation
 
 
 def test_profiles_agree_where_they_have_no_reason_to_differ():
@@ -201,6 +204,25 @@ def test_only_runs_are_submitted_so_that_no_job_needs_a_network():
     named = {line.split()[1].rstrip(":") for line in text.splitlines() if line.startswith("rule ")}
     local = (slurm_suite.ROOT / "workflows" / "common.smk").read_text().split("localrules:\n")[1]
     assert named == {name.strip(" ,") for name in local.splitlines()}
+
+
+def test_the_page_for_cluster_users_says_what_jobs_ask_for():
+    page = (slurm_suite.ROOT / "docs" / "cluster.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) MB \| (\d+) min \|$", page, re.MULTILINE)
+    assert {kind: {"mem_mb": int(mb), "runtime": int(minutes)} for kind, mb, minutes in rows} == cluster.CLASSES
+
+
+def test_the_plugins_are_pinned_with_hashes_and_fit_the_lock():
+    folder = slurm_suite.ROOT / "requirements"
+    lines = [line for line in (folder / "cluster.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.rstrip(" \\").split("==") for line in lines if "==" in line)
+    assert [line.strip().split(":")[0] for line in lines if "==" not in line] == ["--hash=sha256"] * len(pinned)
+    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", (folder / "constraints.txt").read_text(), re.MULTILINE))
+    for name, version in pinned.items():
+        assert name not in locked, "the core installs without it"
+        assert importlib.metadata.version(name) == version
+        for need in map(Requirement, importlib.metadata.requires(name)):
+            assert need.specifier.contains((locked | pinned)[need.name]), f"{name} needs {need}"
 
 
 def test_the_module_needs_the_standard_library_only():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
+import sys
 
 import fake_slurm
 import pytest
@@ -134,3 +136,20 @@ def test_what_slurm_would_not_run_is_refused_in_one_line_before_anything_is_subm
     done = invoke(tmp_path, environment, *more, targets=[slurm_suite.result(run_id)], seconds=60, **config)
     assert done.returncode != 0 and said in done.stdout, done.stdout
     assert "Traceback" not in done.stdout and not fake_slurm.Cluster(tmp_path / "slurm").jobs()
+
+
+def commands_of_the_page():
+    """The snakemake commands that docs/cluster.md gives, as words."""
+    page = (slurm_suite.ROOT / "docs" / "cluster.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = dict.fromkeys(line for block in blocks for line in block.splitlines() if line.startswith("snakemake"))
+    return [shlex.split(line.replace("ACCOUNT", "lab").replace("PARTITION", "low"))[1:] for line in lines]
+
+
+@pytest.mark.parametrize("words", commands_of_the_page(), ids=lambda words: " ".join(words[2:5]))
+def test_the_commands_of_the_page_for_cluster_users_are_understood(tmp_path, words):
+    environment = slurm_suite.surroundings(fake_slurm.install(tmp_path / "slurm"), tmp_path)
+    again = [sys.executable, "-m", "snakemake", *words, "--dry-run"]
+    done = subprocess.run(again, cwd=slurm_suite.ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "run_small" in done.stdout + done.stderr
