@@ -1,9 +1,11 @@
-# What every rule refers to. Two modules are loaded by path: neither torch nor the package is imported here.
+# What every rule refers to. Three modules are loaded by path: neither torch nor the package is imported here.
 import importlib.util
+import os
 from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
 ROOT = Path(workflow.basedir)
 
@@ -15,14 +17,21 @@ def load(name):
     return loaded
 
 
-plan, cluster = load("plan"), load("cluster")
+plan, cluster, apptainer = load("plan"), load("cluster"), load("apptainer")
+IMAGE, INSIDE = None, []  # the image that jobs run in, if any, and the command that runs another in it
 
 try:
     plan.check_config(config, yaml.safe_load((ROOT / "config" / "schema.yaml").read_text()))
     SCALE, RESULTS = config["scale"], config["results_dir"]
+    if not os.path.exists(config["plan"]):  # started elsewhere, as in an image
+        config["plan"] = str(ROOT / config["plan"])
     ALL_LINES = plan.load(config["plan"], ROOT)
     LINES = plan.select(ALL_LINES, SCALE, config["experiments"], config["methods"])
     CLASSES = {line["resources"]: cluster.resources(line["resources"], config["device"]) for line in LINES}
+    if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+        IMAGE = apptainer.recorded(ROOT, apptainer.flavour_of(config["device"]), config["images_dir"])
+        INSIDE = apptainer.inside(IMAGE, workflow.deployment_settings.apptainer_args)
+        os.environ.update(apptainer.told(IMAGE, ROOT))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -36,6 +45,8 @@ REPORT = f"{config['reports_dir']}/{SCALE}/index.html"
 PUBLISHED = f"{RESULTS}/{SCALE}/published.json"
 QUICK = next((name for name in ("fig1_dead_units", *EXHIBITS) if name in EXHIBITS), "nothing_selected")
 QUICK_REPORT = f"{config['reports_dir']}/quick/{SCALE}/index.html"
+FOLDERS = [ROOT, *(config[f"{kind}_dir"] for kind in ("store", "results", "reports"))]
+FOLDERS += [config["data_dir"]] if DATASETS else []  # what jobs read and write
 HELD = []
 
 
@@ -45,6 +56,9 @@ def result(run_id):
 
 def of_exhibit(kind, suffix):
     return [f"{RESULTS}/{SCALE}/{kind}/{exhibit}.{suffix}" for exhibit in EXHIBITS]
+
+
+container: str(IMAGE.path) if IMAGE else None
 
 
 wildcard_constraints:
