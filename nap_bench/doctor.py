@@ -219,7 +219,7 @@ def programs() -> Iterator[Check]:
     for names, has, has_not in (
         (("apptainer", "singularity"), "runs go into an image if you like.", "`make env` needs none."),
         (("docker",), "not used; images are Apptainer's.", "not used; images are Apptainer's."),
-        (("sbatch",), "a cluster: `nap-bench run` goes into a job script.", "no Slurm: runs go on this machine."),
+        (("sbatch",), "a cluster: docs/cluster.md says how runs go there.", "no Slurm: runs go on this machine."),
     ):
         found = next(filter(None, map(shutil.which, names)), None)
         yield Check(OPTIONAL, names[0], f"{found}: {has}" if found else f"not found: {has_not}")

@@ -125,7 +125,7 @@ def test_a_job_preempted_without_requeueing_ends_the_workflow_and_a_second_one_g
     assert json.loads((tmp_path / slurm_suite.result(run_id)).read_text())["cost"]["num_sessions"] == 2
 
 
-def test_slurm_warns_a_job_before_its_time_limit_and_it_goes_on_in_another(slurm, tmp_path):
+def test_slurm_warns_a_job_before_its_time_limit_and_its_checkpoint_is_written(slurm, tmp_path):
     planned = slurm_suite.lines(1, num_tasks=4, steps_per_task=100_000)
     early = "--signal=TERM@55 --open-mode=append"  # SLURM may be a minute earlier still
     limits = ("--set-resources", "run_small:runtime=3", f"run_small:slurm_extra='{early}'", "--retries", "0")
