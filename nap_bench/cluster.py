@@ -1,15 +1,17 @@
 """Runs on SLURM: what they ask for, what is refused before the first job, and a guard without which a workflow can wait for ever.
 
-The workflow loads this file by its path. Standard library only: it also stands in for `sbatch` and `sacct`, as a script.
+The workflow loads this file by its path. Standard library only: as a script it stands in for `sbatch`, `sacct` and `srun`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -201,12 +203,12 @@ QUESTION = "--format=JobIdRaw,State"
 
 
 def install(folder: Path) -> str:
-    """Make `sbatch` and `sacct` that go through the guard; returns the folder to put first on the PATH."""
+    """Make `sbatch`, `sacct` and `srun` that go through here; returns the folder to put first on the PATH."""
     folder = folder.absolute()
     own = folder / "bin"
     own.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != str(own))
-    real = {name: shutil.which(name, path=path) or "" for name in ("sbatch", "sacct", "squeue")}
+    real = {name: shutil.which(name, path=path) or "" for name in ("sbatch", "sacct", "squeue", "srun")}
     guard = shlex.join([sys.executable, "-I", str(Path(__file__).absolute())])
     other = (
         f'exec {shlex.quote(real["sacct"])} "$@"' if real["sacct"] else "echo sacct: not on this cluster >&2; exit 1"
@@ -216,6 +218,8 @@ def install(folder: Path) -> str:
         "sacct": f'case " $* " in *" {QUESTION} "*) exec {guard} states '
         f'{shlex.join([str(folder), real["sacct"], real["squeue"]])} "$@" ;; esac\n{other}',
     }
+    if real["srun"]:
+        texts["srun"] = f'exec {guard} launch {shlex.quote(real["srun"])} "$@"'
     for name, text in texts.items():
         temporary = own / f".{name}.{os.getpid()}"
         temporary.write_text(f"#!/bin/sh\n{text}\n")
@@ -286,5 +290,50 @@ def judge(folder: Path, queue: dict[str, str] | None, books: dict[str, str] | No
     return told
 
 
+# The signal
+
+FILE_SYSTEMS = ("squashfuse", "fuse", "gocryptfs")
+"""Processes that hold an image open, by the beginning of their names. Ended by a signal, they take away what is in it."""
+
+
+def launch(srun: str, *words: str) -> None:
+    """In place of `srun`: what it starts is watched by `step`."""
+    first = next(number for number, word in enumerate(words) if not word.startswith("-"))
+    os.execv(srun, [srun, *words[:first], sys.executable, "-I", __file__, "step", *words[first:]])
+
+
+def step(*words: str) -> int:
+    """Run a command, and pass SIGTERM on to everything that works below it.
+
+    SLURM signals the process it started, on most clusters no other. That is a Snakemake, which only waits for its job to end.
+    """
+    child = subprocess.Popen(words)
+
+    def stop(number: int, frame: Any) -> None:
+        for pid in _descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    signal.signal(signal.SIGTERM, stop)
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes below one, file systems aside."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended
+            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+            children.setdefault(int(rest.split()[1]), []).append((int(path.parent.name), name))
+    found, below = [], [pid]
+    while below:
+        for child, name in children.get(below.pop(), ()):
+            below.append(child)
+            found += [child] if not name.startswith(FILE_SYSTEMS) else []
+    return found
+
+
 if __name__ == "__main__":
-    sys.exit({"submit": submit, "states": states}[sys.argv[1]](*sys.argv[2:]))
+    commands = {"submit": submit, "states": states, "launch": launch, "step": step}
+    sys.exit(commands[sys.argv[1]](*sys.argv[2:]))

@@ -23,7 +23,7 @@ IMAGE, INSIDE = None, []  # the image that jobs run in, if any, and the command 
 try:
     plan.check_config(config, yaml.safe_load((ROOT / "config" / "schema.yaml").read_text()))
     SCALE, RESULTS = config["scale"], config["results_dir"]
-    if not os.path.exists(config["plan"]):  # started elsewhere, as in an image
+    if not os.path.exists(config["plan"]) and (ROOT / config["plan"]).exists():  # started elsewhere, as in an image
         config["plan"] = str(ROOT / config["plan"])
     ALL_LINES = plan.load(config["plan"], ROOT)
     LINES = plan.select(ALL_LINES, SCALE, config["experiments"], config["methods"])

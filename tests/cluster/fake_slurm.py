@@ -171,10 +171,13 @@ class Cluster:
         return "FORGOTTEN" if fate == "forgotten" else "COMPLETED" if batch.returncode == 0 else "FAILED"
 
     def stop(self, job_id: str, batch: subprocess.Popen, everything: bool) -> None:
-        """SIGTERM to the step, or to the batch script as well; SIGKILL to what is left after KILL_WAIT_SECONDS."""
+        """SIGTERM to the step, or to the batch script as well; SIGKILL to what is left after KILL_WAIT_SECONDS.
+
+        Only to the process that SLURM started, as with proctrack/cgroup and without SignalChildrenProcesses.
+        """
         step = int((self.folder / "jobs" / f"{job_id}.step").read_text())
         sessions = {step, batch.pid}
-        for pid in members({step, batch.pid} if everything else {step}):
+        for pid in {step, batch.pid} if everything else {step}:
             kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + KILL_WAIT_SECONDS
         while time.monotonic() < deadline and members(sessions):

@@ -64,7 +64,9 @@ up)
     wait_for 10 munge -S "$folder/munge/socket" -n
     for number in 0 1 2 3; do mknod "$folder/gpu/nvidia$number" c 4 $((40 + number)); done  # unused terminals
     echo "NodeName=n1 Name=gpu File=$folder/gpu/nvidia[0-3]" >"$folder/gres.conf"
-    echo "# unused" >"$folder/cgroup.conf"
+    track=linuxproc task=none  # CGROUP=1: as clusters do, where cgroups of version 1 can be written to
+    if [ "${CGROUP:-0}" = 1 ]; then track=cgroup task=cgroup; fi
+    printf 'CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\nConstrainDevices=yes\n' >"$folder/cgroup.conf"
     cat >"$SLURM_CONF" <<END
 ClusterName=one_node
 SlurmctldHost=$host(127.0.0.1)
@@ -79,8 +81,8 @@ SlurmctldPidFile=$folder/pid/slurmctld
 SlurmdPidFile=$folder/pid/slurmd
 SlurmctldLogFile=$folder/log/slurmctld
 SlurmdLogFile=$folder/log/slurmd
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+ProctrackType=proctrack/$track
+TaskPlugin=task/$task
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides  # eight CPUs, however many there are
@@ -121,7 +123,10 @@ down)
             for _ in $(seq 100); do kill -0 "$number" 2>/dev/null || break; sleep 0.1; done
         fi
     done
-    if [ "$(readlink $link 2>/dev/null)" = "$SLURM_CONF" ]; then rm -f $link; fi
+    if [ "$(readlink $link 2>/dev/null)" = "$SLURM_CONF" ]; then
+        rm -f $link
+        find /sys/fs/cgroup/*/slurm* -depth -type d -exec rmdir {} \; 2>/dev/null || true
+    fi
     ;;
 *) echo "usage: $0 up|down FOLDER" >&2; exit 2 ;;
 esac

@@ -230,3 +230,36 @@ def test_the_module_needs_the_standard_library_only():
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+
+
+# the signal
+
+
+def test_a_signal_to_the_process_that_slurm_started_reaches_what_works_below_it_and_no_file_system(tmp_path):
+    (tmp_path / "squashfuse_ll").symlink_to(sys.executable)
+    below = "import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); print('up', flush=True); signal.pause()"
+    code = (
+        "import signal, subprocess, sys\n"
+        "signal.signal(15, lambda *_: print('waits', flush=True))  # as Snakemake does\n"
+        f"files = subprocess.Popen([{str(tmp_path / 'squashfuse_ll')!r}, '-c', 'import time; time.sleep(60)'])\n"
+        f"code = subprocess.call([sys.executable, '-c', {below!r}])\n"
+        "print('files', files.poll(), flush=True); files.kill(); sys.exit(code)"
+    )
+    words = [sys.executable, "-I", cluster.__file__, "step", sys.executable, "-c", code]
+    step = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert step.stdout.readline() == "up\n"
+    step.terminate()
+    assert step.wait(timeout=20) == 75
+    assert step.stdout.read().split() == ["waits", "files", "None"]
+
+
+def test_srun_starts_what_it_was_given_under_watch(slurm, tmp_path):
+    slurm()
+    own = cluster.install(tmp_path / "guard")
+    environment = {**os.environ, "SLURM_JOB_ID": "1"}
+    words = [f"{own}/srun", "-n1", "--cpu-bind=q", sys.executable, "-c", "import os; print(os.getppid()); exit(7)"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.strip() == (tmp_path / "slurm" / "jobs" / "1.step").read_text(), (
+        "the watch is what SLURM signals"
+    )

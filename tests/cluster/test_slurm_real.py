@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import slurm_suite
 
+from nap_bench import apptainer
+
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 FIXTURE = Path(__file__).with_name("one_node_slurm.sh")
@@ -27,7 +29,8 @@ def slurm():
         pytest.skip(f"no SLURM to start: found no {', '.join(absent)}")
     folder = Path(tempfile.mkdtemp(prefix="slurm"))
     folder.chmod(0o755)  # the authentication daemon is another user
-    environment = {**os.environ, "ACCOUNTING": "1", "PATH": path}
+    cgroups = os.access("/sys/fs/cgroup/freezer", os.W_OK)  # of version 1
+    environment = {**os.environ, "ACCOUNTING": "1", "CGROUP": str(int(cgroups)), "PATH": path}
     try:
         subprocess.run([FIXTURE, "up", folder], env=environment, check=True, stdin=subprocess.DEVNULL)
         yield folder
@@ -81,17 +84,30 @@ def trains(folder: Path, run_id: str) -> bool:
     return lease.exists() and "step" in lease.read_text()
 
 
-def test_runs_are_requeued_preempted_and_cancelled_and_leave_the_bytes_of_runs_made_here(slurm, tmp_path):
+def need_an_image():
+    if shutil.which("apptainer") is None:
+        pytest.skip("no apptainer")
+    try:
+        apptainer.recorded(slurm_suite.ROOT, "cpu", "containers/images")
+    except ValueError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("profile", ["slurm", "slurm-apptainer"])
+def test_runs_are_requeued_preempted_and_cancelled_and_leave_the_bytes_of_runs_made_here(slurm, tmp_path, profile):
+    if profile == "slurm-apptainer":
+        need_an_image()
     planned = slurm_suite.lines(3, num_tasks=4, steps_per_task=2500)
     folder, here = tmp_path / "there", tmp_path / "here"
     asked = ("--set-resources", "run_small:runtime=30", "run_small:gpu=1")
-    run_ids, workflow = start(folder, planned, *asked)
+    run_ids, workflow = start(folder, planned, *asked, profile=profile)
     rules = [f"rule_run_small.arms.{i}" for i in range(3)]
     until(lambda: workflow.poll() is not None or all(trains(folder, run_id) for run_id in run_ids), "training")
     running = jobs("RUNNING")
     assert set(running) == set(rules), (folder / "output").read_text()
-    found = {json.loads(line) for line in (folder / "visible").read_text().splitlines()}
-    assert found == {"0", "1", "2"}, "each job sees the GPU that it was given, and no other"
+    if profile == "slurm":
+        found = {json.loads(line) for line in (folder / "visible").read_text().splitlines()}
+        assert found == {"0", "1", "2"}, "each job sees the GPU that it was given, and no other"
     ask("scancel", running[rules[0]])
     ask("scontrol", "requeue", running[rules[1]])
     until(lambda: rules[0] not in jobs("RUNNING"), "the cancelled job's end")
@@ -109,6 +125,7 @@ def test_runs_are_requeued_preempted_and_cancelled_and_leave_the_bytes_of_runs_m
         assert slurm_suite.fingerprint(folder, run_id) == slurm_suite.fingerprint(here, run_id)
         result = json.loads((folder / slurm_suite.result(run_id)).read_text())
         assert result["cost"]["num_sessions"] >= 2, "it was interrupted, and went on"
+        assert bool(result["environment"]["container"]) == (profile == "slurm-apptainer")
 
 
 def test_a_job_preempted_without_requeueing_ends_the_workflow_and_a_second_one_goes_on(slurm, tmp_path):
