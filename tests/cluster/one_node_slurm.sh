@@ -66,7 +66,7 @@ up)
     echo "NodeName=n1 Name=gpu File=$folder/gpu/nvidia[0-3]" >"$folder/gres.conf"
     track=linuxproc task=none  # CGROUP=1: as clusters do, where cgroups of version 1 can be written to
     if [ "${CGROUP:-0}" = 1 ]; then track=cgroup task=cgroup; fi
-    printf 'CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\nConstrainDevices=yes\n' >"$folder/cgroup.conf"
+    printf 'CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\n' >"$folder/cgroup.conf"
     cat >"$SLURM_CONF" <<END
 ClusterName=one_node
 SlurmctldHost=$host(127.0.0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -18,6 +19,7 @@ from nap_bench import apptainer
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 FIXTURE = Path(__file__).with_name("one_node_slurm.sh")
+WORKFLOWS: list[subprocess.Popen] = []
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 
 
@@ -37,6 +39,17 @@ def slurm():
     finally:
         subprocess.run([FIXTURE, "down", folder], env=environment, check=True)
         shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_workflow_is_left():
+    """A test that fails cancels its jobs."""
+    yield
+    while WORKFLOWS:
+        workflow = WORKFLOWS.pop()
+        if workflow.poll() is None:
+            workflow.send_signal(signal.SIGINT)
+            workflow.wait(timeout=60)
 
 
 def ask(*words: str) -> str:
@@ -70,7 +83,8 @@ def start(folder: Path, planned, *options: str, profile: str = "slurm", partitio
     )
     output = open(folder / "output", "w")
     environment = slurm_suite.surroundings(None, folder)
-    return run_ids, subprocess.Popen(words, cwd=folder, env=environment, stdout=output, stderr=output, text=True)
+    WORKFLOWS.append(subprocess.Popen(words, cwd=folder, env=environment, stdout=output, stderr=output, text=True))
+    return run_ids, WORKFLOWS[-1]
 
 
 def ended(process: subprocess.Popen, folder: Path, code: int = 0, seconds: float = 500.0) -> str:
