@@ -120,7 +120,7 @@ def inside(image: Image, arguments: str) -> list[str]:
 
 
 def check(image: Image, arguments: str, folders: Iterable[str | Path]) -> None:
-    """Before the first job: the image is what it should be, and sees the folders that jobs use.
+    """Before the first job: the image is what it should be, and sees the folders that jobs use (a line for each it does not).
 
     arguments: Snakemake's apptainer-args. Of a folder that does not exist yet, the nearest one above it must be seen.
     """
@@ -136,9 +136,11 @@ def check(image: Image, arguments: str, folders: Iterable[str | Path]) -> None:
         raise ValueError(
             f"The image {image.path} does not start: {said} (the command: {shlex.join(command[: -len(wanted) - 4])})"
         )
-    for (path, folder), identity in zip(wanted.items(), seen, strict=True):
-        if identity != f"{path.stat().st_dev}:{path.stat().st_ino}":
-            raise ValueError(
-                f"{folder} cannot be seen in the image. Bind it: add --bind {path} to apptainer-args of the profile (now: "
-                f"{arguments.strip() or 'empty'})."
-            )
+    problems = [
+        f"{folder} cannot be seen in the image. Bind it: add --bind {path} to apptainer-args of the profile (now: "
+        f"{arguments.strip() or 'empty'})."
+        for (path, folder), identity in zip(wanted.items(), seen, strict=True)
+        if identity != f"{path.stat().st_dev}:{path.stat().st_ino}"
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))

@@ -94,7 +94,17 @@ def test_everything_in_one_image_ends_with_the_hosts_bytes_and_leaves_no_caches(
     assert small.fingerprint(tmp_path / "results") == built.host
     assert {found["container"] for found in environments(tmp_path)} == {f"sha256:{built.entry['sha256']}"}
     left = {path.name for path in tmp_path.iterdir()}
-    assert left <= {"plan.jsonl", "results", "store", "reports", "logs", "mlflow.db", "mlartifacts", ".snakemake"}, left
+    assert left <= {
+        "plan.jsonl",
+        "results",
+        "store",
+        "reports",
+        "logs",
+        "mlflow.db",
+        "mlflow.db.lock",
+        "mlartifacts",
+        ".snakemake",
+    }, left
 
 
 def test_the_image_says_what_it_needs(built, tmp_path):
