@@ -8,7 +8,7 @@ GENERATED = $(wildcard .venv .uv build nap_bench.egg-info .snakemake logs mlflow
               .pytest_cache .ruff_cache .hypothesis $(addprefix reports/,quick laptop workstation paper))
 COMPUTED = $(wildcard store results)
 
-.PHONY: help env reproduce quick test test-all browser dashboard lint lock clean
+.PHONY: help env cluster reproduce quick test test-all test-cluster browser dashboard lint lock clean
 
 help:  ## this list (the default)
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1  /p' Makefile | awk '{ name = $$1; $$1 = ""; printf "make %-10s %s\n", name, $$0 }'
@@ -17,6 +17,11 @@ env:  ## install the pinned environment into .venv; instant when it is there
 	@command -v $(PYTHON) >/dev/null || { echo "make env: wanted Python 3.11, found no $(PYTHON) on the PATH." \
 	  "Install it (Debian: apt-get install python3 python3-venv), or name one: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) requirements/install.py
+
+cluster: env  ## besides, what a login node needs to send runs to SLURM
+	@cmp -s requirements/cluster.txt .venv/cluster.txt || \
+	{ .venv/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/cluster.txt && \
+	  cp requirements/cluster.txt .venv/cluster.txt; }
 
 # Runs Snakemake, and says where the report $(2) is, also when runs failed: the report names them.
 define snakemake
@@ -32,11 +37,14 @@ reproduce: env  ## the whole suite at laptop scale; says where the report is
 quick: env  ## one exhibit of it, in about 90 seconds
 	$(call snakemake,quick,reports/quick/laptop/index.html)
 
-test: env  ## the tests, at most 10 minutes; those that need a browser only where there is one
+test: cluster  ## the tests, at most 10 minutes; those that need a browser only where there is one
 	@$(RUN) pytest
 
-test-all: env browser  ## all tests that need no GPU, slow ones and the browser's included
-	@$(RUN) pytest -m "not gpu" --require-browser
+test-all: cluster browser  ## all tests that need no GPU, slow ones and the browser's included
+	@$(RUN) pytest -m "not gpu and not apptainer and not slurm" --require-browser
+
+test-cluster: cluster  ## a real image is built and used, a real SLURM is started; each only where its programs are
+	@$(RUN) pytest -m "apptainer or slurm" --timeout 3600
 
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \

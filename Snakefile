@@ -4,7 +4,7 @@ from snakemake.utils import min_version
 min_version("9.14")
 
 
-configfile: "config/config.yaml"
+configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 include: "workflows/common.smk"
@@ -30,9 +30,12 @@ rule quick:
 onstart:
     try:
         HELD.append(plan.hold("store", config["store_dir"]))
+        if IMAGE:
+            apptainer.check(IMAGE, workflow.deployment_settings.apptainer_args, FOLDERS)
+        cluster.prepare(workflow, config)
     except ValueError as error:
         raise WorkflowError(str(error)) from None
 
 
 onerror:
-    shell("nap-bench report --partial {AT:q} {STORE:q} --reports {config[reports_dir]:q} {ONLY:q} >&2")
+    shell("{INSIDE:q} nap-bench report --partial {AT:q} {STORE:q} --reports {config[reports_dir]:q} {ONLY:q} >&2")

@@ -15,6 +15,8 @@ from nap_bench.spec import nearest
 FOLLOW_SECONDS = 20.0
 """Between two looks of `publish --follow`; a line is printed at least every SILENT_SECONDS."""
 SILENT_SECONDS = 40.0
+PLAN = Path("config/plan.jsonl")
+"""Of this folder, or else (as in an image) the repository's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,13 +41,14 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(command=function)
         known: dict[str, dict[str, Any]] = {
             "--scale": dict(choices=plan.SCALES, default="laptop", help="which scale's runs (default: laptop)"),
-            "--plan": dict(type=Path, default=Path("config/plan.jsonl"), help="the plan file"),
+            "--plan": dict(type=Path, default=PLAN if PLAN.exists() else plan.ROOT / PLAN, help="the plan file"),
             "--store": dict(type=Path, default=Path("store"), help="the run store"),
             "--results": dict(type=Path, default=Path("results"), help="where results are"),
             "--reports": dict(type=Path, default=Path("reports"), help="where reports go"),
             "--device": dict(default="cpu", help="cpu, cuda or cuda:N"),
             "--data-dir": dict(default="data", help="where downloaded datasets are"),
             "--tracking-uri": dict(default="sqlite:///mlflow.db", help="MLflow tracking URI"),
+            "--images-dir": dict(default="containers/images", help="where images lie"),
             "--exhibit": dict(required=True, help="name of an exhibit"),
         }
         for option in options:
@@ -117,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     made = command("data", _data, "verify a dataset in the data folder, or download it", "--data-dir")
     made.add_argument("dataset")
     made.add_argument("--done", type=Path, help="write this file once the dataset is verified")
-    looked_at = ("--plan", "--store", "--data-dir", "--tracking-uri")
+    looked_at = ("--plan", "--store", "--data-dir", "--tracking-uri", "--images-dir")
     command("doctor", _doctor, "what will work on this machine, and what to do about the rest", *looked_at)
     made = command("list", _list, "what there is, a few lines each", "--plan")
     made.add_argument("kind", metavar="|".join(KINDS))
@@ -473,6 +476,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         store=arguments.store,
         data_dir=arguments.data_dir,
         tracking_uri=arguments.tracking_uri,
+        images_dir=arguments.images_dir,
         say=lambda line: print(line, flush=True),
     )
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nap_bench import plan
+from nap_bench import apptainer, plan
 from nap_bench.store import SPARE_BYTES
 from nap_bench.tracking import heartbeat, is_database, sqlite_file
 
@@ -50,7 +50,13 @@ class Check(NamedTuple):
 
 
 def examine(
-    *, plan_path: Path, store: Path, data_dir: str, tracking_uri: str, say: Callable[[str], object] = print
+    *,
+    plan_path: Path,
+    store: Path,
+    data_dir: str,
+    tracking_uri: str,
+    images_dir: str,
+    say: Callable[[str], object] = print,
 ) -> int:
     """Print the table, a check as soon as it is made, then what follows for each scale.
 
@@ -64,6 +70,7 @@ def examine(
             (first, python(), packages(), disk(store, len(_of(lines, "laptop")))),
             map(tracker, [tracking_uri]),
             programs(),
+            images(images_dir),
             torch_and_what_needs_it(data_dir, lines),
         ):
             made.append(check)
@@ -210,12 +217,30 @@ def _sqlite(path: Path) -> Check:
 def programs() -> Iterator[Check]:
     """Programs that can be there. Nothing at laptop scale needs one."""
     for names, has, has_not in (
-        (("apptainer", "singularity"), "there; this release ships no image for it yet.", "`make env` needs none."),
-        (("docker",), "there; this release ships no image for it yet.", "`make env` needs none."),
-        (("sbatch",), "a cluster: `nap-bench run` goes into a job script.", "no Slurm: runs go on this machine."),
+        (("apptainer", "singularity"), "runs go into an image if you like.", "`make env` needs none."),
+        (("docker",), "not used; images are Apptainer's.", "not used; images are Apptainer's."),
+        (("sbatch",), "a cluster: docs/cluster.md says how runs go there.", "no Slurm: runs go on this machine."),
     ):
         found = next(filter(None, map(shutil.which, names)), None)
         yield Check(OPTIONAL, names[0], f"{found}: {has}" if found else f"not found: {has_not}")
+
+
+def images(folder: str) -> Iterator[Check]:
+    """The images that are recorded, hashes verified; or that this is one. folder: see apptainer.recorded."""
+    if own := os.environ.get("NAP_BENCH_CONTAINER"):
+        yield Check(OK, "image", f"this is inside one: {own}.")
+        return
+    for flavour in apptainer.FLAVOURS:
+        try:
+            image = apptainer.recorded(plan.ROOT, flavour, folder)
+            apptainer.verify(image)
+        except ValueError as error:
+            build = f"python3 containers/build.py {flavour}"
+            reason = str(error).removesuffix(build).strip().removesuffix(":")
+            yield Check(OPTIONAL, f"{flavour} image", f"{reason}:", build)
+        else:
+            command = "snakemake --workflow-profile profiles/apptainer" + " --config device=cuda" * (flavour == "gpu")
+            yield Check(OK, f"{flavour} image", f"{image.path}, as recorded.", command)
 
 
 def torch_and_what_needs_it(data_dir: str, lines: list[dict[str, Any]]) -> Iterator[Check]:

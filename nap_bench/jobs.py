@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nap_bench import plan
+from nap_bench.apptainer import LOCK_FILE
 from nap_bench.spec import Run
 from nap_bench.store import (
     STALE_SECONDS,
@@ -300,9 +301,10 @@ def environment(device: str) -> dict[str, Any]:
     import torch
 
     on_gpu = device != "cpu"
+    commit, dirty = _commit()
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
+        "commit": commit,
+        "dirty": dirty,
         "container": os.environ.get("NAP_BENCH_CONTAINER"),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -315,6 +317,15 @@ def environment(device: str) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if on_gpu else _processor(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The code's commit, and whether the code differs from it. Images have no git: whoever starts one says it (apptainer.py)."""
+    if stated := os.environ.get("NAP_BENCH_COMMIT"):
+        commit, plus, _ = stated.partition("+")
+        return commit, bool(plus)
+    changed = _git("status", "--porcelain", "--", ":/", f":(top,exclude){LOCK_FILE}")
+    return _git("rev-parse", "HEAD"), None if changed is None else bool(changed)
 
 
 def _git(*arguments: str) -> str | None:

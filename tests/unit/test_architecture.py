@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "nap_bench"
 LAYERS = [
-    {"spec", "nap", "rng", "stats", "schedules"},
+    {"spec", "nap", "rng", "stats", "schedules", "apptainer", "cluster"},
     {"models"},
     {"optimizers", "state"},
     {"metrics", "data"},
