@@ -344,6 +344,7 @@ def _page(arguments: argparse.Namespace) -> str:
         {name: _places(lines, arguments.scale, name) for name in exhibits},
         failures([line for line in lines if line["run_id"] in set(run_ids) - set(results)], arguments.store),
         tuned_section(arguments.scale),
+        plan.added(lines),
     )
 
 

@@ -41,12 +41,14 @@ def compile(
     planned: Mapping[str, Sequence[tables.Place]],
     failures: Iterable[Mapping[str, str]] = (),
     tuned: Mapping[str, Any] | None = None,
+    added: Mapping[str, str] | None = None,
 ) -> str:
     """The page as HTML text. Every argument but the first two may be empty: what is missing is named, never left out.
 
     exhibits: name -> module with TITLE, PAPER, DEVIATIONS, CLAIMS, PANELS.  claims: name -> claims JSON.
     figures: name -> SVG text.  results: run JSONs.  planned: name -> (arm, setting, run_id) of this scale.
-    failures: dicts of run_id, reason, log.  tuned: this scale's section of tuned.json.
+    failures: dicts of run_id, reason, log.  tuned: this scale's section of tuned.json.  added: arms that a user's own plan
+    adds -> the arm each is made of.
     A module may have `tables(scores)`, tables of its own: dicts of title, columns, rows of text, note.
     """
     import jinja2
@@ -68,6 +70,7 @@ def compile(
             done=done,
             failed=failed,
             shared=shared,
+            added=added or {},
         )
         for name, exhibit in exhibits.items()
     ]
@@ -139,10 +142,12 @@ def _section(
     done: Mapping[str, Mapping[str, Any]],
     failed: Mapping[str, Any],
     shared: set[str],
+    added: Mapping[str, str],
 ) -> dict[str, Any]:
     """All that the page says about one exhibit."""
-    featured = [measurement.measure for claim in exhibit.CLAIMS for measurement in claim.measurements]
-    featured += [panel.measure for panel in exhibit.PANELS]
+    claimed = [measurement.measure for claim in exhibit.CLAIMS for measurement in claim.measurements]
+    featured = claimed + [panel.measure for panel in exhibit.PANELS]
+    own_tables = exhibit.tables(scores) if scores is not None and hasattr(exhibit, "tables") else []
     run_ids = {run_id for *_, run_id in places}
     return {
         "name": name,
@@ -154,7 +159,7 @@ def _section(
         "figure": None if figure is None else inline_svg(figure, name, f"Figure of {exhibit.TITLE}"),
         "captions": [CAPTIONS[kind] for kind in CAPTIONS if any(panel.kind == kind for panel in exhibit.PANELS)],
         "numbers": [] if scores is None else tables.numbers(scores, featured),
-        "tables": exhibit.tables(scores) if scores is not None and hasattr(exhibit, "tables") else [],
+        "tables": own_tables + ([] if scores is None else tables.differences(scores, added, claimed)),
         "runs": [
             {
                 "run_id": place[2],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from nap_bench.report.figures import look, middle, ordered, setting_order
@@ -58,6 +59,29 @@ def duration(seconds: float) -> str:
 
 def plural(n: int, noun: str) -> str:
     return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def differences(scores: Scores, added: Mapping[str, str], measures: Iterable[str]) -> list[dict[str, Any]]:
+    """Arms that a user's own plan adds, less the arm each is made of, seed by seed; at most one table.
+
+    added: arm -> the arm it is made of.  measures: scalar ones, those that the exhibit's claims are about.
+    """
+    rows = []
+    for measure in dict.fromkeys(measures):
+        for (arm, against), setting in product(added.items(), sorted(scores.settings(), key=setting_order)):
+            both = [_scalar(scores, measure, name, setting) for name in (arm, against)]
+            if None in both:
+                continue
+            shared = [both[0][seed] - both[1][seed] for seed in both[0].keys() & both[1].keys()]
+            finite = [value for value in shared if math.isfinite(value)]
+            mean = middle(finite)
+            span = estimate_and_span(mean.estimate, mean.low, mean.high, signed=True) if mean else (DASH, DASH)
+            rows.append([look(arm).label, look(against).label, setting or DASH, measure, str(len(finite)), *span])
+    if not rows:
+        return []
+    columns = ("your arm", "less", "setting", "measure", "n", "difference", "95 % interval")
+    note = "Paired by seed; a seed that diverged on either side is not in n. No claim was declared for these arms."
+    return [{"title": "What your arms add", "columns": columns, "rows": rows, "note": note}]
 
 
 def numbers(scores: Scores, featured: Iterable[str] = ()) -> list[dict[str, Any]]:

@@ -216,4 +216,5 @@ for words in {commands!r}:
             drawn = f"panel-{number}.{arm}.{'seeds' if panel.kind == 'interval' else 'seed-0'}" in figure
             assert drawn == (("nap" if "nap" in arm else "baseline") in panel.arms), (panel.title, arm)
         assert look(arm).label in html
+    assert "What your arms add" in html
     assert "head_decay" not in METHODS, "nothing of it is left here"

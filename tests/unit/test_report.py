@@ -310,3 +310,12 @@ def test_what_choosing_hyperparameters_took_is_shown_each_run_counted_once():
     assert "NaP: lr 0.1, coef 1e-05" in cost
     del section["by_late_accuracy"]["nap"][1]["wall_seconds"]
     assert "1 2 3 \u2013" in text(compiled(tuned={"arms": section}))
+
+
+def test_an_arm_of_the_readers_own_stands_beside_the_arm_it_is_made_of_with_its_paired_difference():
+    (table,) = tables.differences(scores(dead={("nap", 3)}), {"nap": "norm_only"}, ["late_accuracy"])
+    (row,) = table["rows"]
+    assert row[2:6] == ["\u2013", "late_accuracy", "3", "+0.410"]  # seeds 0, 1, 2: 0.40, 0.41, 0.42
+    assert row[6].startswith("[+0.3") and row[6].endswith("]")
+    assert tables.differences(scores(), {"nap": "baseline"}, ["late_accuracy"]) == []
+    assert tables.differences(scores(), {}, ["late_accuracy"]) == []
