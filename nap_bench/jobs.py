@@ -38,6 +38,8 @@ LOOPS = {"supervised": ("nap_bench.train", "train"), "simulation": ("nap_bench.s
 """A benchmark's `loop` -> module and function that does its runs; imported when one has to be done."""
 LINE_SECONDS = 8.0
 """At most one progress line of a run, and one of the suite, in this time."""
+WARM_SECONDS = 30.0
+"""Before so much of an invocation has passed its mean speed says little."""
 
 
 class Job:
@@ -153,7 +155,6 @@ class Suite:
         turn = self.store / ".suite-line"
         if not last and turn.exists() and time.time() - turn.stat().st_mtime < LINE_SECONDS:
             return
-        turn.touch()
         done = {line["run_id"] for line in self.lines if result_path(self.results, line["run_id"]).exists()}
         left, rate, running = 0.0, 0.0, 0
         for line in self.lines:
@@ -168,10 +169,32 @@ class Suite:
                 rate += progress.get("steps_per_second", 0.0) * num_seeds
         total = sum(line["work"] for line in self.lines)
         share = 100 * (total - left) / total
+        rate = self._mean_rate(turn, total - left) or rate
         about = f", about {duration(left / rate)} left" if rate else ""
         say(
             f"[suite] {self.scale}: {len(done)}/{len(self.lines)} runs done, {running} running, {share:.0f} % of the work{about}"
         )
+
+    def _mean_rate(self, turn: Path, done: float) -> float | None:
+        """Work per second since the first line of this invocation of the workflow, if it is on this machine: runs differ
+        tenfold in speed. None before WARM_SECONDS.
+
+        turn: the file that says who told last; it keeps when, and from where, the invocation began.
+        """
+        held = self.store / ".invocation"
+        if not held.exists() or not Path("/proc", held.read_text().strip() or "none").exists():
+            turn.touch()
+            return None
+        invocation = held.stat().st_mtime
+        try:
+            began = json.loads(turn.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            began = {}
+        if began.get("invocation") != invocation:
+            began = {"invocation": invocation, "at": time.time(), "done": done}
+        write_whole(turn, json.dumps(began))
+        seconds = time.time() - began["at"]
+        return (done - began["done"]) / seconds if seconds > WARM_SECONDS else None
 
     def _progress(self, line: dict[str, Any]) -> dict[str, Any] | None:
         lease = self.store / line["run_id"] / "lease.json"
