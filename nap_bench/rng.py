@@ -13,6 +13,8 @@ from torch import Tensor
 
 TABLE, PIECE = 2**20, 512
 """Draws in a table of noise, and in the pieces that are cut out of it."""
+AHEAD = 64
+"""Steps for which places are chosen at once: a GPU is not waited for at every step."""
 
 
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
@@ -43,13 +45,20 @@ class Noise:
         table = torch.empty(TABLE).normal_(generator=generator(0, f"{purpose}/table"))  # the same for all seeds
         table /= table.square().mean().sqrt()
         self._pieces = table.to(device, dtype).unfold(0, PIECE, 1)
+        self._block, self._places = -1, torch.empty(0, dtype=torch.int64)
         self._drawn = torch.empty(len(seeds) * self.num_pieces, PIECE, device=device, dtype=dtype)
 
     def draw(self, step: int) -> Tensor:
         """[S, P], a buffer that the next draw overwrites; a pure function of (seed, purpose, step), the same on every device."""
-        of_seeds = [generator(seed, self.purpose, step) for seed in self.seeds]
-        places_N = torch.cat([torch.randint(2 * len(self._pieces), (self.num_pieces,), generator=g) for g in of_seeds])
-        places_N = places_N.to(self._drawn.device)
+        block, row = divmod(step, AHEAD)
+        if block != self._block:
+            shape = (AHEAD, self.num_pieces)
+            drawn = [
+                torch.randint(2 * len(self._pieces), shape, generator=generator(seed, self.purpose, block))
+                for seed in self.seeds
+            ]
+            self._places, self._block = torch.cat(drawn, dim=1).to(self._drawn.device), block
+        places_N = self._places[row]
         torch.index_select(self._pieces, 0, places_N >> 1, out=self._drawn)
         self._drawn.mul_(1 - 2 * (places_N & 1).unsqueeze(1))
         return self._drawn.view(len(self.seeds), -1)[:, : self.num_entries]

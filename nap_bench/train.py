@@ -180,9 +180,9 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     while state.step < total:
         step = state.step
         task = benchmark.task_at(step)
+        state.lr.fill_(schedule(step, total, per_task))
         if step and task != benchmark.task_at(step - 1):
             update.task_boundary(state, stack, task)
-        state.lr.fill_(schedule(step, total, per_task))
         inputs, y_SB = benchmark.batch(data, run.seeds, step)
         out_SBK = update.forward(state, stack, inputs)
         losses_S = benchmark.loss(out_SBK, y_SB)

@@ -10,7 +10,8 @@ What NaP changes about a method is gN - g0 = (gL - g0) + (gN - gL): the norm's p
 the three is classed by its 95 % interval and the margin below, fixed before the runs:
 
     additive        the whole interval lies within +-MARGIN: the gain is the same
-    redundant       the whole interval lies below -MARGIN: the gain shrinks
+    redundant       the whole interval lies below -MARGIN, and what is left of the gain is within +-MARGIN: it is gone
+    sub-additive    the whole interval lies below -MARGIN otherwise: the gain shrinks
     complementary   the whole interval lies above +MARGIN: the gain grows
     undecided       otherwise
 """
@@ -140,11 +141,15 @@ def _judged(measurements: Iterable[Measurement], scores: Scores) -> list[dict]:
     return judged["claims"][0]["measurements"]
 
 
-def classed(measured: dict) -> str:
-    """additive, redundant, complementary or undecided, by the rule above; a dash where there is no interval."""
-    if measured["low"] is None:
+def classed(measured: dict, left: dict) -> str:
+    """The class of a change of a gain, by the rule above; a dash where there is no interval.
+
+    left: the gain after the change. Both are judged for equivalence with 0.
+    """
+    if measured["low"] is None or left["low"] is None:
         return DASH
-    changed = "complementary" if measured["estimate"] > 0 else "redundant"
+    shrunk = "redundant" if left["verdict"] == SUPPORTED else "sub-additive"
+    changed = "complementary" if measured["estimate"] > 0 else shrunk
     return {SUPPORTED: "additive", CONTRADICTED: changed}.get(measured["verdict"], "undecided")
 
 
@@ -155,13 +160,14 @@ def tables(scores: Scores) -> list[dict]:
         rows = []
         for method in OWN:
             row = [_words(method)]
-            for measured in _judged(gains(method, stream), scores):
+            _, on_norm, on_nap = gained = _judged(gains(method, stream), scores)
+            for measured in gained:
                 row.append(
                     " ".join(estimate_and_span(*(measured[k] for k in ("estimate", "low", "high")), signed=True))
                 )
-            for measured in _judged(parts(method, stream), scores):
+            for measured, left in zip(_judged(parts(method, stream), scores), (on_nap, on_norm, on_nap), strict=True):
                 span = estimate_and_span(*(measured[k] for k in ("estimate", "low", "high")), signed=True)
-                row.append(f"{classed(measured)} {' '.join(span)}")
+                row.append(f"{classed(measured, left)} {' '.join(span)}")
             rows.append(row)
         made.append(
             {
@@ -169,7 +175,8 @@ def tables(scores: Scores) -> list[dict]:
                 "columns": ("method", "alone", "on LN", "on NaP", "with NaP it is", "norm's part", "projection's part"),
                 "rows": rows,
                 "note": f"Means and 95 % intervals. Additive: the gain changes by less than {MARGIN:g}; redundant: it falls "
-                "by more; complementary: it rises by more; undecided: the interval crosses such a border. Norm's part: gain on "
+                "by more, to less than that; sub-additive: it falls by more and something is left (or it does harm); "
+                "complementary: it rises by more; undecided: the interval crosses such a border. Norm's part: gain on "
                 "LayerNorm less the gain alone; projection's part: gain on NaP less that on LayerNorm; together: with NaP.",
             }
         )
@@ -182,7 +189,7 @@ CLAIMS = tuple(
     for stream, words in zip(STREAMS, ("re-drawn labels", "true labels of more and more classes"), strict=True)
     for claim in (
         Claim(
-            id=f"nap_makes_methods_redundant_on_{stream}",
+            id=f"gains_shrink_on_nap_on_{stream}",
             source="Sec. 5.1 (ours)",
             sentence=f"What each method gains shrinks on top of NaP, on {words}.",
             kind="superiority",

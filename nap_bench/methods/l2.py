@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,8 +42,8 @@ class L2(Method):
     over: str = "weights_and_biases"
 
     def __post_init__(self) -> None:
-        if self.coef < 0:
-            raise ValueError(f"l2 wants coef >= 0; found {self.coef}.")
+        if not 0 <= self.coef < math.inf:
+            raise ValueError(f"l2 wants a finite coef >= 0; found {self.coef}.")
         if self.over not in OVER:
             raise ValueError(nearest(self.over, OVER, "over of l2"))
 

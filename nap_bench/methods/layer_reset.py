@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from nap_bench.methods.base import Method
-from nap_bench.spec import nearest
+from nap_bench.spec import Run, nearest
 
 POINTS = ("fresh", "initial", "zero")
 
@@ -43,6 +43,11 @@ class LayerReset(Method):
             raise ValueError(
                 f"layer_reset wants layers=1 for to='zero', hidden units would be dead; found {self.layers}."
             )
+
+    def why_not(self, run: Run) -> str | None:
+        size = dict(run.model.size)
+        num_layers = len(size.get("channels", ())) + len(size.get("widths", ())) + 1
+        return f"layers={self.layers} of a network that has {num_layers}" if self.layers > num_layers else None
 
     @property
     def edits_at_boundaries(self) -> bool:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from nap_bench.methods.base import Method, Phase
+from nap_bench.methods.batch_norm import BatchNorm
+from nap_bench.methods.group_norm import GroupNorm
 from nap_bench.models.blocks import NORMS
 from nap_bench.models.roles import Role
 from nap_bench.spec import ModelSpec, Run, later, nearest
@@ -62,7 +64,8 @@ class NaP(Method):
             return f"scale_offset='joint' needs a positively homogeneous activation, found {run.model.activation!r}"
         if self.scale_offset != "free" and self.norm == "none":
             return f"scale_offset={self.scale_offset!r} has nothing to act on where norm='none'"
-        return None
+        norms = {"batch": BatchNorm(), "group": GroupNorm(groups=run.model.norm_groups)}
+        return norms[self.norm].why_not(run) if self.norm in norms else None
 
     def transform_model(self, spec: ModelSpec) -> ModelSpec:
         if self.norm == "none":
@@ -96,7 +99,10 @@ class NaP(Method):
 
     @torch.no_grad()
     def restore(self, state) -> None:
-        """Weights to their initial norms; each pair of scale and offset to its own, where the policy is "joint"."""
+        """Weights to their initial norms; each pair of scale and offset to its own, where the policy is "joint".
+
+        What is zero throughout, as after a reset to zero, has no direction to be scaled along and stays.
+        """
         if not self.project:
             return
         targets = state.slots[self.name]
@@ -104,12 +110,11 @@ class NaP(Method):
             if self.per == "neuron":
                 for name in group.members:
                     norms_SO = self._neuron_norms(state, name)
-                    factor_SO = torch.where(
-                        norms_SO > 0, targets[name] / norms_SO, 1.0
-                    )  # nothing to scale in a zero row
+                    factor_SO = torch.where(norms_SO > 0, targets[name] / norms_SO, 1.0)
                     state.matrix(name).mul_(factor_SO.unsqueeze(2))
                 continue
-            factor_S = targets[group.name] / state.group_norm(group)
+            norm_S = state.group_norm(group)
+            factor_S = torch.where(norm_S > 0, targets[group.name] / norm_S, 1.0)
             for name in group.members:
                 state.params[name].mul_(factor_S.view(-1, *[1] * (state.params[name].dim() - 1)))
         if self.scale_offset == "joint":

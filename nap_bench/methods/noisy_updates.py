@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,8 +31,8 @@ class NoisyUpdates(Method):
     scaling: str = "lr"
 
     def __post_init__(self) -> None:
-        if self.sigma < 0:
-            raise ValueError(f"noisy_updates wants sigma >= 0; found {self.sigma}.")
+        if not 0 <= self.sigma < math.inf:
+            raise ValueError(f"noisy_updates wants a finite sigma >= 0; found {self.sigma}.")
         if self.scaling not in SCALINGS:
             raise ValueError(nearest(self.scaling, SCALINGS, "scaling of noisy_updates"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,8 +33,8 @@ class Regenerative(Method):
     over: str = "weights_and_biases"
 
     def __post_init__(self) -> None:
-        if self.coef < 0:
-            raise ValueError(f"regenerative wants coef >= 0; found {self.coef}.")
+        if not 0 <= self.coef < math.inf:
+            raise ValueError(f"regenerative wants a finite coef >= 0; found {self.coef}.")
         if self.distance not in DISTANCES:
             raise ValueError(nearest(self.distance, DISTANCES, "distance of regenerative"))
         if self.over not in OVER:

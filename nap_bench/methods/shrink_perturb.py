@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,8 +45,8 @@ class ShrinkPerturb(Method):
             raise ValueError(nearest(self.variant, VARIANTS, "variant of shrink_perturb"))
         if not 0.0 <= self.shrink <= 1.0:
             raise ValueError(f"shrink_perturb wants shrink in [0, 1]; found {self.shrink}.")
-        if self.noise < 0:
-            raise ValueError(f"shrink_perturb wants noise >= 0; found {self.noise}.")
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"shrink_perturb wants a finite noise >= 0; found {self.noise}.")
         if self.period is not None and self.period < 1:
             raise ValueError(f"shrink_perturb wants period >= 1 or None; found {self.period}.")
 

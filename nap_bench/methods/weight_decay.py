@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,8 +26,8 @@ class WeightDecay(Method):
     coef: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.coef < 0:
-            raise ValueError(f"weight_decay wants coef >= 0; found {self.coef}.")
+        if not 0 <= self.coef < math.inf:
+            raise ValueError(f"weight_decay wants a finite coef >= 0; found {self.coef}.")
 
     @torch.no_grad()
     def after_step(self, state) -> None:
