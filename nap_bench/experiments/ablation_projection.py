@@ -127,7 +127,7 @@ CLAIMS = (
     Claim(
         id="every_step_or_every_thousandth_is_nearly_the_same",
         source="Sec. 3.3",
-        sentence="Projecting at every step and at every 1000 steps gives nearly the same result.",
+        sentence="Projecting at every step and at every 1000 steps gives nearly the same result (not at laptop scale).",
         kind="equivalence",
         margin=0.02,
         unit=_UNIT,

@@ -25,6 +25,7 @@ class NoisyUpdates(Method):
     """
 
     name: ClassVar[str] = "noisy_updates"
+    version: ClassVar[int] = 2
     phase: ClassVar[Phase] = Phase.SHRINK
 
     sigma: float = 0.01

@@ -32,6 +32,7 @@ class ShrinkPerturb(Method):
     """
 
     name: ClassVar[str] = "shrink_perturb"
+    version: ClassVar[int] = 2
     phase: ClassVar[Phase] = Phase.SHRINK
 
     variant: str = "fresh"

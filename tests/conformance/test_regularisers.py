@@ -343,9 +343,9 @@ def test_batch_norm_refuses_batches_of_one():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("l2(coef=-0.1)", "l2 wants coef >= 0; found -0.1"),
+        ("l2(coef=-0.1)", "l2 wants a finite coef >= 0; found -0.1"),
         ("l2(over='weigths')", "over of l2 'weigths'. Did you mean 'weights'"),
-        ("regenerative(coef=-1.0)", "regenerative wants coef >= 0; found -1.0"),
+        ("regenerative(coef=-1.0)", "regenerative wants a finite coef >= 0; found -1.0"),
         ("regenerative(distance='l2')", "distance of regenerative 'l2'. Known: l1, norm, squared"),
         ("regenerative(over='none')", "over of regenerative 'none'"),
         ("shrink_perturb(shrink=1.5)", "shrink in [0, 1]; found 1.5"),

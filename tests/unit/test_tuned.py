@@ -92,7 +92,7 @@ def test_the_sweep_stands_in_the_plan_and_has_no_reported_seed():
     assert {exhibit for exhibit, _ in entries} >= {"arms", "fig5_continual"}
     assert all(set(entry.run.seeds) <= set(TUNING_SEEDS) for _, entry in entries)
     settings = {entry.setting for _, entry in entries if entry.arm == "l2+nap"}
-    assert len(settings) == 12 and "lr=0.003 coef=0.03" in settings
+    assert len(settings) == 12 and "lr=0.003 coef=0.01" in settings
 
 
 def test_the_shared_rate_is_the_one_whose_worst_arm_does_best():
