@@ -3,6 +3,7 @@
     python bench/methods.py [--device cuda] [--tiny]
 
 At their default settings, between task switches: what acts at a switch or every thousand updates is seldom in a block or never.
+So two that reset units are measured once more as they are when they do: at a period of ten, and replacing units all the time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from nap_bench.methods import METHODS, parse_stack, stack_of
 
 DRAWS = ("noisy_updates", "shrink_perturb")
 """Methods that draw a number per parameter at every update: a higher goal."""
+ACTING = ("redo(period=10)", "continual_backprop(rate=0.01)")
+"""Settings at which a block of updates holds resets."""
 ALONE = {"implicit_schedule": "nap+implicit_schedule"}
 """Methods that exist only in a stack."""
 
@@ -30,7 +33,7 @@ def stacks() -> dict[str, tuple[str, str | None]]:
     """Method -> (alone, with NaP; None where that cannot be). Beside another norm, NaP is its projection."""
     some_run = entry("laptop", "baseline", {}, seeds=(0,)).run
     found = {}
-    for name in METHODS:
+    for name in (*METHODS, *ACTING):
         alone = ALONE.get(name, name)
         beside = (f"{alone}+{nap}" for nap in ("nap", "nap(norm='none')"))
         found[name] = (alone, next((s for s in beside if stack_of(parse_stack(s)).why_not(some_run) is None), None))
@@ -55,10 +58,10 @@ def main() -> None:
     times = interleaved(subjects, blocks=blocks, device=arguments.device)
     each = [1e6 * s / num_steps for s in times["baseline"]]
     print(f"baseline, us a step: {spread(each).strip()}\n")
-    print(f"{'method':20}{'over the baseline':>32}{'with NaP, over the baseline':>32}")
+    print(f"{'method':30}{'over the baseline':>32}{'with NaP, over the baseline':>32}")
     for name, (alone, beside) in table.items():
         cells = [spread(ratios(times, stack, "baseline")) if stack else "-" for stack in (alone, beside)]
-        print(f"{name:20}{cells[0]:>32}{cells[1]:>32}")
+        print(f"{name:30}{cells[0]:>32}{cells[1]:>32}")
     print()
     for name, (alone, _) in table.items():
         limit = 3.0 if name in DRAWS else 1.5
