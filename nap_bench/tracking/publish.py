@@ -391,7 +391,8 @@ class _Tracker:
             "nap.scale": scale,
             "nap.exhibit": exhibit,
             "mlflow.experimentKind": "custom_model_development",
-            "mlflow.note.content": f"{about.title} ({scale} scale). The paper: {about.paper}",
+            "mlflow.note.content": f"{about.title} ({scale} scale). The paper: {about.paper}\n\n"
+            "MLflow averages over the runs that it has loaded, at first 100: *Load more*, at the end of the list, for all seeds.",
             f"mlflow.sharedViewState.{GROUPED_VIEW}": _grouped_view(
                 sorted({measure for measures in _scalar_scores(about.scores).values() for measure in measures})[:6]
             ),
