@@ -14,6 +14,7 @@ from torch.func import jacrev
 from nap_bench.metrics.norms import effective_learning_rate, global_norm, relative_update, rotation_angle, update_parts
 from nap_bench.metrics.plasticity import dead_fraction, linearised_fraction
 from nap_bench.models.blocks import LayerNorm, RMSNorm
+from nap_bench.spec import ModelSpec
 
 PHI = {"relu": torch.relu, "tanh": torch.tanh}
 
@@ -79,7 +80,7 @@ def test_prop_1_a_saturated_unit_gets_a_gradient_before_the_activation_and_none_
 @pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
 def test_prop_1_holds_for_the_suites_own_norms(kind):
     h = draw(1, 7)
-    norm = kind(1, 7, eps=0.0, affine=False)
+    norm = kind(ModelSpec(family="mlp", size=(), norm_eps=0.0, norm_affine=False), 1, 7)
     jacobian = jacrev(lambda h: torch.relu(norm(h.view(1, 1, -1))).flatten())(h)
     if kind is RMSNorm:
         assert torch.allclose(jacobian, math.sqrt(7) * jacrev(lambda h: torch.relu(f_rms(h)))(h), rtol=1e-12)
