@@ -91,7 +91,6 @@ DEFAULTS = {
     "noisy_updates": {"sigma": 0.01},  # UPGD's suite (Elsayed & Mahmood 2024)
     "ln_weight_decay": {"weight_decay": 0.1},
     "continual_backprop": {"rate": 1e-4, "maturity": 100},  # Dohare et al. 2024, permuted MNIST
-    "crelu": {"keep": 1.0},  # replaced by KEEP
 }
 KEEP = {"mlp": 0.82, "cnn": 0.71}
 """Share of the units with which CReLU has most nearly as many parameters as the ReLU network of the larger scales, by 0.3 % and
@@ -181,9 +180,7 @@ def entry(
     from nap_bench.spec import ModelSpec
 
     size = SIZES[scale]
-    hyper = {**hyperparameters(scale, arm), **(hyper or {})}
-    if "keep" in hyper:
-        hyper["keep"] = KEEP[net]
+    hyper = {"keep": KEEP[net], **hyperparameters(scale, arm), **(hyper or {})}
     run = make_run(
         benchmark=RandomLabels(**{**size["task"], **(task or {})}),
         model=ModelSpec(**size["nets"][net], **model),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nap_bench.methods.base import Method
+from nap_bench.methods.layer_reset import start
 from nap_bench.spec import nearest
 
 POINTS = ("fresh", "initial")
@@ -55,7 +56,7 @@ class FullReset(Method):
     @torch.no_grad()
     def _reset(self, state) -> None:
         for name, parameter in state.params.items():
-            parameter.copy_(state.fresh(name) if self.to == "initial" else state.fresh(name, self.name, state.step))
-        for name, start in state.slots[self.name].items():
-            state.buffers[name].copy_(start)
+            parameter.copy_(start(state, name, self.to, self.name))
+        for name, buffer in state.slots[self.name].items():
+            state.buffers[name].copy_(buffer)
         state.optimizer.reset()
