@@ -77,7 +77,7 @@ class TrainState:
     ):
         if spec.family not in FAMILIES:
             raise ValueError(nearest(spec.family, FAMILIES, "model family"))
-        self.spec, self.seeds, self.step, self.num_forwards = spec, seeds, 0, 0
+        self.spec, self.seeds, self.shapes, self.step, self.num_forwards = spec, seeds, shapes, 0, 0
         self.device = torch.device(device)
         self.model = FAMILIES[spec.family](spec, len(seeds), *shapes)
         self.roles: dict[str, Role] = roles(self.model)
@@ -176,7 +176,9 @@ class TrainState:
         Rows first, then their norms: over a whole float32 tensor of a million elements the CPU kernel errs by 3e-5.
         """
         flat = self.flat.detach() if flat is None else flat
-        rows = [torch.linalg.vector_norm(self.view(flat, name).flatten(2), dim=2) for name in group.members]
+        shapes = [(*self.views[name][1][:2], -1) for name in group.members]
+        members = [self.view(flat, name).reshape(shape) for name, shape in zip(group.members, shapes, strict=True)]
+        rows = [torch.linalg.vector_norm(member, dim=2) for member in members]
         return torch.linalg.vector_norm(rows[0] if len(rows) == 1 else torch.cat(rows, dim=1), dim=1)
 
     def fresh(self, name: str, purpose: str = "init", *counters: int, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -196,12 +198,29 @@ class TrainState:
         for name, parameter in self.params.items():
             parameter.copy_(self.fresh(name))
 
-    def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None, *, training: bool = False) -> Tensor:
-        """Outputs of the network; inputs are brought to its precision. training: normalise by the batch, where a norm does."""
+    def forward(
+        self, inputs: Tensor, acts: dict[str, Tensor] | None = None, *, training: bool = False, **given: Tensor
+    ) -> Tensor:
+        """Outputs of the network; inputs are brought to its precision. training: normalise by the batch, where a norm does.
+
+        given: what a family's forward takes besides, e.g. the noise of noisy layers.
+        """
         self.num_forwards += 1
         if self.model.training != training:
             self.model.train(training)
-        return self.model(inputs.to(self.flat.dtype), acts)
+        return self.model(inputs.to(self.flat.dtype), acts, **given)
+
+    def twin(self, flat: Tensor) -> nn.Module:
+        """The same network over another flat tensor [S, P]: a target network, an average. Buffers are shared."""
+        model = FAMILIES[self.spec.family](self.spec, len(self.seeds), *self.shapes)
+        for name in self.views:
+            owner, _, leaf = name.rpartition(".")
+            parameter = nn.Parameter(self.view(flat, name), requires_grad=False)
+            model.get_submodule(owner)._parameters[leaf] = parameter
+        for name, buffer in self.buffers.items():
+            owner, _, leaf = name.rpartition(".")
+            model.get_submodule(owner)._buffers[leaf] = buffer
+        return model.eval()
 
     def state_dict(self) -> dict:
         return {

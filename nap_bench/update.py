@@ -18,10 +18,10 @@ from nap_bench.state import TrainState
 SAME_WIDTH = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def forward(state: TrainState, stack: Stack, inputs: Tensor) -> Tensor:
+def forward(state: TrainState, stack: Stack, inputs: Tensor, **given: Tensor) -> Tensor:
     """The forward that is trained on; keeps post-activations in state.acts if a method declares that it needs them."""
     state.acts = {} if stack.needs_acts else None
-    return state.forward(inputs, state.acts, training=True)
+    return state.forward(inputs, state.acts, training=True, **given)
 
 
 def grad_step(state: TrainState, losses: Iterable[Tensor], stack: Stack) -> None:

@@ -119,18 +119,29 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A hidden convolution with `kernel` x `kernel` weights, stride 1, zero padding that keeps the size: x_SBIHW -> x_SBOHW.
+    """A hidden convolution with `kernel` x `kernel` weights: x_SBIHW -> x_SBOHW. padding: zeros on each side, by default what keeps
+    the size at stride 1.
 
     weight [S, O, I, kernel, kernel] (the structured matrix of paper A.1 is made of it); bias [S, O] or None.
     On a CPU a loop over seeds, each in channels_last; elsewhere one grouped convolution (bench/cnn.py measures both).
     """
 
     def __init__(
-        self, num_seeds: int, inputs: int, outputs: int, *, kernel: int, bias: bool, init: str, init_scale: float = 1.0
+        self,
+        num_seeds: int,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel: int,
+        bias: bool,
+        init: str,
+        init_scale: float = 1.0,
+        stride: int = 1,
+        padding: int | None = None,
     ):
         super().__init__()
         fan_in = inputs * kernel * kernel
-        self.padding = kernel // 2
+        self.stride, self.padding = stride, kernel // 2 if padding is None else padding
         self.weight = declare(num_seeds, outputs, inputs, kernel, kernel)
         self.bias = declare(num_seeds, outputs) if bias else None
         self.draws = {"weight": weight_draw(init, fan_in, init_scale), "bias": bias_draw(init, fan_in)}
@@ -143,17 +154,19 @@ class Conv2d(nn.Module):
         biases = self.bias.unbind() if self.bias is not None else [None] * len(self.weight)
         examples = x_SBIHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         out = [
-            F.conv2d(x, weight, bias, padding=self.padding)
+            F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
             for x, weight, bias in zip(examples.split(x_SBIHW.shape[1]), self.weight.unbind(), biases, strict=True)
         ]
         return torch.cat(out).unflatten(0, x_SBIHW.shape[:2])
 
     def grouped(self, x_SBIHW: Tensor) -> Tensor:
-        num_seeds, num_examples, _, height, width = x_SBIHW.shape
+        num_seeds = len(x_SBIHW)
         bias = None if self.bias is None else self.bias.flatten()
         x = x_SBIHW.transpose(0, 1).flatten(1, 2)
-        out = F.conv2d(x, self.weight.flatten(0, 1), bias, padding=self.padding, groups=num_seeds)
-        return out.view(num_examples, num_seeds, -1, height, width).transpose(0, 1)
+        out = F.conv2d(
+            x, self.weight.flatten(0, 1), bias, stride=self.stride, padding=self.padding, groups=num_seeds
+        )
+        return out.unflatten(1, (num_seeds, -1)).transpose(0, 1)
 
 
 class Output(Linear):

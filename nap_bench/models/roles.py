@@ -15,6 +15,7 @@ class Role(Enum):
     BIAS = auto()
     SCALE = auto()  # of a norm layer (sigma in the paper)
     OFFSET = auto()  # of a norm layer (mu in the paper)
+    NOISE = auto()  # of a noisy layer: how strongly each of its weights and biases is perturbed
 
 
 ROLES: dict[type[nn.Module], dict[str, Role]] = {
