@@ -240,7 +240,7 @@ def do(
         return 1 if failed else 0
     import torch
 
-    from nap_bench.train import Control, Interrupted
+    from nap_bench.session import Control, Interrupted
 
     torch.set_num_threads(1)  # one thread per process: measured fastest, and what bitwise equality is stated for
     if device != "cpu" and not torch.cuda.is_available():

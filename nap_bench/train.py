@@ -5,46 +5,26 @@ Shape suffixes: S seeds, B batch, P parameters.
 
 from __future__ import annotations
 
-import os
-import resource
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nap_bench import checkpoint, update
+from nap_bench import update
 from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.methods import stack_of
 from nap_bench.metrics import norms, plasticity
 from nap_bench.metrics.flow import Flow
 from nap_bench.models.roles import Role
-from nap_bench.record import Recorder
 from nap_bench.schedules import SCHEDULES
+from nap_bench.session import Control, Session
 from nap_bench.spec import Run
 from nap_bench.state import TrainState, build
 from nap_bench.store import RunFolder
 
 DORMANT_TAU = 0.1
 """ReDo's threshold in the aggressive setting of Sokar et al. 2023; the metric's name carries it."""
-
-
-class Interrupted(RuntimeError):
-    """The run was asked to stop; its checkpoint is written and it goes on from there."""
-
-
-@dataclass
-class Control:
-    """What surrounds a loop: progress is told, a stop is asked for. Nothing here changes a number.
-
-    report(step, steps_per_second): called every second or so.  stop: set by a signal.
-    """
-
-    report: Callable[[int, float], None] = lambda step, rate: None
-    stop: bool = False
-    checkpoint_seconds: float = 30.0
 
 
 @dataclass
@@ -64,39 +44,6 @@ class Online:
         self.loss_S += losses_S.detach()
         self.correct_S += (out_SBK.detach().argmax(dim=-1) == y_SB).float().mean(dim=1)
         self.num_steps += 1
-
-
-def forget_peak_memory() -> None:
-    """Start the process's peak memory anew, so that a run of a pack does not report its predecessor's; on Linux only."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    if os.access("/proc/self/clear_refs", os.W_OK):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-@dataclass
-class Cost:
-    """Seconds and sessions spent on a run, over all its sessions."""
-
-    wall_seconds: float = 0.0
-    num_sessions: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    def seconds(self) -> float:
-        return self.wall_seconds + time.perf_counter() - self.started
-
-    def as_dict(self, num_steps: int, device: torch.device) -> dict[str, float | int]:
-        seconds = self.seconds()
-        if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(device)
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {
-            "wall_seconds": seconds,
-            "steps_per_second": num_steps / seconds,
-            "peak_memory_bytes": peak,
-            "num_sessions": self.num_sessions,
-        }
 
 
 def diagnose(state: TrainState, acts: dict[str, Tensor], before_SP: Tensor) -> dict[str, Tensor]:
@@ -138,7 +85,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
 
     Writes metrics.csv and checkpoint in the run's folder. Raises Interrupted after a stop was asked for.
     """
-    forget_peak_memory()
+    session = Session(run, folder, device, control)
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
     schedule = run.schedule.build(SCHEDULES, "schedule")
     stack = stack_of(run.methods)
@@ -149,34 +96,23 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     for method in stack:
         state.slots[method.name] = method.setup(state)
     flow = Flow(state) if benchmark.flow else None
-    online, cost, offset = Online.empty(state), Cost(), 0
-    if saved := checkpoint.load(folder.checkpoint, run.run_id, device):
+    online = Online.empty(state)
+    if saved := session.saved:
         state.load_state_dict(saved["state"])
-        online, offset = Online(*saved["online"]), saved["offset"]
-        cost = Cost(saved["wall_seconds"], saved["num_sessions"])
+        online = Online(*saved["online"])
         if flow:
             flow.memory = saved["flow"]
-    cost.num_sessions += 1
-    recorder = Recorder(folder.metrics, run.seeds, offset)
     eval_steps, total, per_task = benchmark.eval_steps(), benchmark.num_steps, benchmark.steps_per_task
 
     def log(name: str, values_S: Tensor) -> None:
         """A diverged seed has no numbers: it is NaN in everything recorded from then on."""
-        recorder.log(state.step, name, torch.where(state.alive, values_S, torch.nan))
+        session.recorder.log(state.step, name, torch.where(state.alive, values_S, torch.nan))
 
-    def save() -> None:
-        content = {
-            "state": state.state_dict(),
-            "online": (online.loss_S, online.correct_S, online.num_steps),
-            "offset": recorder.flush(),
-            "wall_seconds": cost.seconds(),
-            "num_sessions": cost.num_sessions,
-            "flow": flow and flow.memory,
-        }
-        checkpoint.save(folder.checkpoint, run.run_id, device, content)
+    def content() -> dict:
+        sums = (online.loss_S, online.correct_S, online.num_steps)
+        return {"state": state.state_dict(), "online": sums, "flow": flow and flow.memory}
 
-    saved_at = told_at = began = time.perf_counter()
-    first_step = state.step
+    session.begin(state.step)
     while state.step < total:
         step = state.step
         task = benchmark.task_at(step)
@@ -210,24 +146,11 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
                     log(f"task_end/{name}", values_S)
             online = Online.empty(state)
 
-        now = time.perf_counter()
-        if now - told_at > 1.0:
-            control.report(state.step, (state.step - first_step) / (now - began))
-            told_at = now
-        if control.stop or now - saved_at > control.checkpoint_seconds:
-            save()
-            saved_at = now
-            if control.stop:
-                raise Interrupted(f"{run.run_id} stopped at update {state.step} of {total}; it goes on from there.")
+        session.after(state.step, total, content)
 
-    recorder.flush()
-    alive, updates = state.alive.tolist(), state.updates.tolist()
-    status = [
-        {"seed": seed, "status": "complete"} if alive[i] else {"seed": seed, "status": "diverged", "step": updates[i]}
-        for i, seed in enumerate(run.seeds)
-    ]
-    spent = cost.as_dict(total, state.device) | {
+    ended = session.end(state.alive, state.updates, total)
+    ended["cost"] |= {
         "extra_forward_passes": state.num_forwards - total,
         "slot_bytes": sum(s.nbytes for slots in state.slots.values() for s in slots.values() if isinstance(s, Tensor)),
     }
-    return {"status": status, "cost": spent, "model": state.spec.as_dict()}
+    return ended | {"model": state.spec.as_dict()}

@@ -13,10 +13,11 @@ from nap_bench.methods import parse_stack, stack_of
 from nap_bench.metrics.flow import Flow
 from nap_bench.optimizers import SGD, Adam
 from nap_bench.schedules import Constant
+from nap_bench.session import Control, Interrupted
 from nap_bench.spec import ModelSpec, Part, Run
 from nap_bench.state import build
 from nap_bench.store import RunFolder
-from nap_bench.train import Control, Interrupted, train
+from nap_bench.train import train
 
 TASK = BENCHMARKS["random_labels"](
     dataset="digits", num_examples=64, num_tasks=2, steps_per_task=20, batch_size=16, probes_per_task=4, flow=True

@@ -18,10 +18,10 @@ from nap_bench.experiments import fig11_random_walk, fig12_random_walk_centring
 from nap_bench.experiments.base import Labelled
 from nap_bench.optimizers import Adam
 from nap_bench.schedules import Constant
+from nap_bench.session import Control, Interrupted
 from nap_bench.simulate import FIXED, check, simulate
 from nap_bench.spec import ModelSpec, Part, Run
 from nap_bench.store import RunFolder, read_result, result_path
-from nap_bench.train import Control, Interrupted
 
 FUNCTIONS = {
     "identity": lambda v: v,
@@ -280,7 +280,7 @@ def test_law_2_a_simulation_killed_at_any_step_resumes_to_the_same_bytes(
 
 def test_a_simulation_asked_to_stop_says_where_and_goes_on_from_there(tmp_path):
     run = run_of(SMALL)
-    with pytest.raises(Interrupted, match="stopped at step 1 of 40; it goes on from there"):
+    with pytest.raises(Interrupted, match="stopped at update 1 of 40; it goes on from there"):
         simulated(tmp_path / "stopped", run, stop=True)
     assert simulated(tmp_path / "stopped", run) == simulated(tmp_path / "whole", run)
 
