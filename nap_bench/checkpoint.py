@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from nap_bench.store import write_whole
 
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class _Hashed:
+    """A file that is written from front to back, and the SHA-256 of what was written."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.hasher = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hasher.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
 
 def save(path: Path, run_id: str, device: str, content: dict[str, Any]) -> None:
-    """Replace the checkpoint. Its last 32 bytes are the SHA-256 of the rest."""
-    buffer = io.BytesIO()
-    torch.save({"run_id": run_id, "device": torch.device(device).type, **content}, buffer)
-    data = buffer.getvalue()
-    write_whole(path, data + hashlib.sha256(data).digest())
+    """Replace the checkpoint. Its last 32 bytes are the SHA-256 of the rest, which torch.load does not mind."""
+
+    def write(file: IO[bytes]) -> None:
+        hashed = _Hashed(file)
+        torch.save({"run_id": run_id, "device": torch.device(device).type, **content}, hashed)
+        file.write(hashed.hasher.digest())
+
+    write_whole(path, write)
+
+
+def _is_whole(path: Path, num_bytes: int) -> bool:
+    hasher, left = hashlib.sha256(), num_bytes - DIGEST_BYTES
+    with open(path, "rb") as file:
+        while left > 0 and (piece := file.read(min(left, 2**24))):
+            hasher.update(piece)
+            left -= len(piece)
+        return file.read() == hasher.digest()
 
 
 def load(path: Path, run_id: str, device: str) -> dict[str, Any] | None:
     """The checkpoint's content, None if there is none; refuses a damaged one, another run's, another kind of device's."""
     if not path.exists():
         return None
-    data = path.read_bytes()
-    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+    num_bytes = path.stat().st_size
+    if not _is_whole(path, num_bytes):
         raise ValueError(
-            f"Checkpoint {path} is damaged ({len(data)} bytes, checksum differs). Delete it: the run starts from its beginning."
+            f"Checkpoint {path} is damaged ({num_bytes} bytes, checksum differs). Delete it: the run starts from its beginning."
         )
-    content = torch.load(io.BytesIO(data[:-32]), map_location=device, weights_only=True)
+    content = torch.load(path, map_location=device, weights_only=True)
     if content["run_id"] != run_id:
         raise ValueError(
             f"Checkpoint {path} belongs to run {content['run_id']}, wanted {run_id}. It was copied here: delete it, the run "

@@ -62,3 +62,22 @@ class Noise:
         torch.index_select(self._pieces, 0, places_N >> 1, out=self._drawn)
         self._drawn.mul_(1 - 2 * (places_N & 1).unsqueeze(1))
         return self._drawn.view(len(self.seeds), -1)[:, : self.num_entries]
+
+
+class Uniform:
+    """Uniform draws in [0, 1) as a pure function of (seed, purpose, counter), made for AHEAD counters at a time on the CPU."""
+
+    def __init__(self, purpose: str, seeds: tuple[int, ...], shape: tuple[int, ...], device: torch.device | str):
+        self.purpose, self.seeds, self.shape, self.device = purpose, seeds, shape, device
+        self._block, self._drawn = -1, torch.empty(0)
+
+    def draw(self, counter: int) -> Tensor:
+        """[S, *shape] float64."""
+        block, row = divmod(counter, AHEAD)
+        if block != self._block:
+            drawn = [
+                torch.rand(AHEAD, *self.shape, generator=generator(seed, self.purpose, block), dtype=torch.float64)
+                for seed in self.seeds
+            ]
+            self._drawn, self._block = torch.stack(drawn, dim=1).to(self.device), block
+        return self._drawn[row]

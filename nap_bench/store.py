@@ -19,10 +19,10 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nap_bench.spec import PROTOCOL, Run
 
@@ -34,24 +34,31 @@ SPARE_BYTES = 100 * 2**20
 """Free space without which no run starts."""
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Replace a file by new content, whole or not at all. A full disk is a clear OSError and leaves the old content."""
+def write_whole(path: Path, data: bytes | str | Callable[[IO[bytes]], None]) -> None:
+    """Replace a file by new content, whole or not at all. A full disk is a clear OSError and leaves the old content.
+
+    data: the content, or what writes it to an open file, so that gigabytes need not lie in memory twice.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
     for left in path.parent.glob(f".{path.name}.{host}.*.tmp"):
         if not _process_exists(int(left.name.split(".")[-2])):
             left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
-    data = data.encode() if isinstance(data, str) else data
+    written = 0
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            if callable(data):
+                data(file)
+            else:
+                file.write(data.encode() if isinstance(data, str) else data)
+            written = file.tell()
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise explain_os_error(error, path, len(data)) from None
+        raise explain_os_error(error, path, len(data) if isinstance(data, (bytes, str)) else written) from None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

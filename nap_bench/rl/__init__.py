@@ -1,0 +1,1 @@
+"""Reinforcement learning: environments, replay, Rainbow, and loop 2."""
