@@ -71,6 +71,8 @@ part stacked_seeds "$PYTHON" bench/seeds.py --device "$DEVICE" $TINY
 part projection "$PYTHON" bench/projection.py --device "$DEVICE" $TINY
 part cnn "$PYTHON" bench/cnn.py --device "$DEVICE" $TINY
 part methods "$PYTHON" bench/methods.py --device "$DEVICE" $TINY
+part images "$PYTHON" bench/images.py --device "$DEVICE" $TINY
+part rainbow "$PYTHON" bench/rainbow.py --device "$DEVICE" $TINY
 if [ -n "$TINY" ]; then
   part exhibits_tiny bash -c 'runs laptop fig1_dead_units 1'
 else
@@ -80,5 +82,6 @@ else
   part cifar10_data "$PYTHON" -c 'import sys; from nap_bench.cli import main; sys.exit(main(sys.argv[1:]))' data cifar10 --data-dir "$DATA_DIR"
   part cifar10_fig2 bash -c 'runs workstation fig2_norm_growth 0'
   part cifar10_fig5 bash -c 'runs workstation fig5_continual 0'
+  part cifar10_table1 bash -c 'runs workstation table1_images 3'
 fi
 [ "$PARTS_LEFT" = 0 ]
