@@ -37,8 +37,24 @@ FOLDERS = ("cifar-10-batches-py", ".")
 def load(data_dir: str | Path | None) -> LabelledImages:
     """The training set: inputs [50000, 3, 32, 32] float32, standardised over all pixels; labels [50000] int64.
 
+    Raises ValueError as `verify` does.
+    """
+    (pixels, labels), _ = _read(data_dir)
+    return LabelledImages(standardise(pixels), labels)
+
+
+def load_splits(data_dir: str | Path | None) -> tuple[LabelledImages, LabelledImages]:
+    """The training set as `load` returns it, and the test set, [10000, ...], standardised as the training set is."""
+    (pixels, labels), (test_pixels, test_labels) = _read(data_dir)
+    test = LabelledImages(standardise(test_pixels, like=pixels), test_labels)
+    return LabelledImages(standardise(pixels), labels), test
+
+
+def _read(data_dir: str | Path | None):
+    """(pixels [N, 3, 32, 32] uint8, labels [N] int64) of the training set and of the test set.
+
     Through torchvision's dataset class, which is shown nothing but verified files: they are pickles, and a pickle can
-    run code. Raises ValueError as `verify` does.
+    run code.
     """
     import torch
 
@@ -48,9 +64,10 @@ def load(data_dir: str | Path | None) -> LabelledImages:
         folder.mkdir()
         for name, path in files.items():
             (folder / name).symlink_to(path.resolve())
-        dataset = import_torchvision().datasets.CIFAR10(root)
-    pixels = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    return LabelledImages(standardise(pixels), torch.tensor(dataset.targets))
+        splits = [import_torchvision().datasets.CIFAR10(root, train=train) for train in (True, False)]
+    return [
+        (torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)) for split in splits
+    ]
 
 
 def verify(data_dir: str | Path | None) -> dict[str, Path]:

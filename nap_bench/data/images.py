@@ -14,16 +14,18 @@ class LabelledImages(NamedTuple):
     labels: Tensor  # [N] int64
 
 
-def standardise(pixels: Tensor) -> Tensor:
+def standardise(pixels: Tensor, like: Tensor | None = None) -> Tensor:
     """uint8 of any shape -> float32: minus the mean, over the standard deviation of all pixels of the dataset together.
 
+    like: the dataset whose mean and deviation are taken, where `pixels` is another part of it; by default `pixels`.
     One mean and one deviation, not one per pixel: pixels that never change stay harmless. Both come from exact counts,
     and subtraction and division are correctly rounded, so the result is the same bits on every machine.
     """
     import torch
 
     levels = torch.arange(256, dtype=torch.float64)
-    shares = torch.bincount(pixels.flatten(), minlength=256).double() / pixels.numel()
+    like = pixels if like is None else like
+    shares = torch.bincount(like.flatten(), minlength=256).double() / like.numel()
     mean = (shares * levels).sum().item()
     variance = (shares * (levels - mean).square()).sum().item()
     return pixels.float().sub_(mean).div_(math.sqrt(variance))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nap_bench.schedules import SCHEDULES, Constant, Cosine, Linear
+from nap_bench.schedules import SCHEDULES, Constant, Cosine, Linear, Steps
 from nap_bench.spec import Part
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)  # the machine may be busy
@@ -63,8 +63,27 @@ def test_a_cosine_is_half_a_period_of_a_cosine(progress):
     assert Cosine(2.0, 0.1)(round(1000 * progress), 1000, 100) == pytest.approx(wanted, rel=1e-12)
 
 
+def test_steps_divide_the_rate_at_the_very_updates_their_fractions_name():
+    schedule = Steps(0.025, (0.3, 0.5, 0.75))
+    wanted = [0.025] * 300 + [0.0025] * 200 + [0.00025] * 250 + [0.000025] * 250
+    assert rates(schedule, range(1000)) == pytest.approx(wanted, rel=1e-12)
+    assert rates(Steps(0.025, (0.5,)), [199_999, 200_000], total_steps=400_000) == [0.025, 0.025 * 0.1]
+    assert rates(Steps(1.0, ()), [0, 999]) == [1.0, 1.0]
+
+
+def test_steps_count_from_the_end_of_the_warm_up_and_anew_in_every_task():
+    schedule = Steps(1.0, (0.5,), factor=0.5, warmup_steps=20, restart="task")
+    assert rates(schedule, [10, 59, 60, 99, 110, 159, 160]) == [0.5, 1.0, 0.5, 0.5, 0.5, 1.0, 0.5]
+
+
 @pytest.mark.parametrize(
-    "schedule", [Constant(1.0, warmup_steps=4), Linear(1.0, 0.5, warmup_steps=4), Cosine(1.0, 0.5, warmup_steps=4)]
+    "schedule",
+    [
+        Constant(1.0, warmup_steps=4),
+        Linear(1.0, 0.5, warmup_steps=4),
+        Cosine(1.0, 0.5, warmup_steps=4),
+        Steps(1.0, (0.5,), warmup_steps=4),
+    ],
 )
 def test_every_kind_of_schedule_can_warm_up(schedule):
     assert rates(schedule, [0, 1, 2, 3, 4]) == [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -108,6 +127,13 @@ def test_a_decay_rises_only_while_it_warms_up_and_stays_within_its_rates(kind, f
         (lambda: Constant(1e-3, warmup_steps=10, initial_lr=2e-3), "initial_lr in"),
         (lambda: Constant(1e-3, initial_lr=1e-8), "does nothing without warmup_steps"),
         (lambda: Constant(1e-3, restart="tasks"), "Did you mean 'task'"),
+        (lambda: Steps(1e-3, (0.5, 0.5)), "increasing fractions `at` in"),
+        (lambda: Steps(1e-3, (0.5, 0.2)), "increasing fractions `at` in"),
+        (lambda: Steps(1e-3, (0.0,)), "increasing fractions `at` in"),
+        (lambda: Steps(1e-3, (0.5, 1.0)), "increasing fractions `at` in"),
+        (lambda: Steps(1e-3, (math.nan,)), "increasing fractions `at` in"),
+        (lambda: Steps(1e-3, (0.5,), factor=0.0), "factor in"),
+        (lambda: Steps(1e-3, (0.5,), factor=1.0), "factor in"),
     ],
 )
 def test_nonsense_is_refused_with_the_reason(make, complaint):
@@ -124,7 +150,8 @@ def test_a_warm_up_that_leaves_no_room_is_refused_at_the_first_step(schedule):
 
 
 @pytest.mark.parametrize(
-    "schedule", [Constant(1e-3), Linear(PEAK, FINAL, until=0.5), Cosine(PEAK, FINAL, warmup_steps=1000)]
+    "schedule",
+    [Constant(1e-3), Linear(PEAK, FINAL, until=0.5), Cosine(PEAK, FINAL, warmup_steps=1000), Steps(0.1, (0.5, 0.75))],
 )
 def test_a_schedule_survives_being_written_down(schedule):
     assert Part.from_dict(Part.of(schedule).as_dict()).build(SCHEDULES, "schedule") == schedule
