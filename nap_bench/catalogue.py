@@ -84,8 +84,10 @@ def _component(kind: str, component: type) -> Iterator[str]:
     if parameters:
         yield ""
         yield "parameters (those without default have to be given):"
-        width = max(len(text) for text, _ in parameters)
-        yield from (f"    {text:<{width}}  {kind_of}" for text, kind_of in parameters)
+        width = min(max(len(text) for text, _ in parameters), 48)  # longer ones keep their own
+        for text, kind_of in parameters:
+            line = f"    {text:<{width}}  {kind_of}"
+            yield from [line] if len(line) < 80 else _wrapped(f"{text}  {kind_of}", 4, hanging=4)
     yield ""
     page = ROOT / "docs" / kind / f"{component.name}.md"
     if page.exists():

@@ -280,7 +280,7 @@ def _figure(arguments: argparse.Namespace) -> int:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     figures.draw(
         arguments.exhibit,
-        _experiment(arguments.exhibit).PANELS,
+        figures.at(_experiment(arguments.exhibit).PANELS, arguments.scale),
         scores.read(folder / "scores" / f"{arguments.exhibit}.csv"),
         folder / "figures" / f"{arguments.exhibit}.svg",
         folder / "figures" / f"{arguments.exhibit}.png",

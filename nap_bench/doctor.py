@@ -34,6 +34,8 @@ SUITE = ("snakemake", "matplotlib", "jinja2", "mlflow", "pandas")
 """What runs need; what the workflow, the report and the tracker need."""
 RUN_BYTES = 2 * 2**20
 """Room for a run of eight seeds. 122 laptop runs took 0.15 MB each in store and results; MLflow keeps 0.2 MB a seed."""
+BY_HAND = ("imagenet",)
+"""Datasets that nobody may hand out."""
 TRACKER_SECONDS = 2.0
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 BROKEN = (ImportError, OSError, RuntimeError)
@@ -109,7 +111,9 @@ def prospect(scale: str, lines: list[dict[str, Any]], made: list[Check]) -> tupl
     found = {check.name for check in made if check.status == OK}
     absent, has_gpu = [name for name in wanted if name not in found], "GPU" in found
     words = ["will work" if has_gpu else "will work on the CPU, but it is made for a GPU"]
-    words += [f"once there is {' and '.join(absent)}, which it downloads first"] * bool(absent)
+    fetched = [name for name in absent if name not in BY_HAND]
+    words += [f"once there is {' and '.join(fetched)}, which it downloads first"] * bool(fetched)
+    words += [f"{name} has to be in data_dir already (docs/stationary-images.md)" for name in absent if name in BY_HAND]
     command = f"snakemake --config scale={scale}" + " device=cuda" * has_gpu
     return OK if has_gpu else OPTIONAL, scale, ", ".join(words) + ".", command
 
@@ -303,7 +307,8 @@ def datasets(data_dir: str, lines: list[dict[str, Any]]) -> Iterator[Check]:
             yield Check(OPTIONAL, name, f"{_first_line(error)} {who}", f"nap-bench data {name} --data-dir {data_dir}")
         else:
             folders = ", ".join(sorted({str(path.parent) for path in files.values()}))
-            yield Check(OK, name, f"{len(files)} files in {folders}, checksums as published.")
+            seen = "checksums as published" if dataset.fits else "no image was opened"
+            yield Check(OK, name, f"{len(files)} {'files' if dataset.fits else 'parts'} in {folders}, {seen}.")
 
 
 def surroundings() -> Iterator[Check]:

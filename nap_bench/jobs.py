@@ -34,7 +34,11 @@ from nap_bench.store import (
     write_whole,
 )
 
-LOOPS = {"supervised": ("nap_bench.train", "train"), "simulation": ("nap_bench.simulate", "simulate")}
+LOOPS = {
+    "rl": ("nap_bench.rl.loop", "reinforce"),
+    "simulation": ("nap_bench.simulate", "simulate"),
+    "supervised": ("nap_bench.train", "train"),
+}
 """A benchmark's `loop` -> module and function that does its runs; imported when one has to be done."""
 LINE_SECONDS = 8.0
 """At most one progress line of a run, and one of the suite, in this time."""

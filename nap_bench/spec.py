@@ -105,7 +105,8 @@ class ModelSpec:
 
     family: key of `models.FAMILIES`.  size: what the family needs, e.g. (("widths", (128, 128)),).
     activation: "relu", "leaky_relu" (of `negative_slope`), "tanh", or "crelu" (relu(h) beside relu(-h): twice the features).
-    norm: "none", "layer", "rms", "batch" or "group" (`norm_groups` of them), placed immediately before every nonlinearity.
+    norm: "none", "layer", "rms", "batch" or "group" (`norm_groups` of them), placed immediately before every nonlinearity,
+      or before the norm that the network has of its own there (`own_norm` of its size).
     norm_eps: added to the variance or mean square.  norm_affine: learnable scale and offset.
     init: "torch" (PyTorch's default, U(+-1/sqrt(fan_in))) or "he" (N(0, 2/fan_in), biases 0).
     init_scale: multiplies the initial hidden weights (not biases, not the output layer).

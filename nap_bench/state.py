@@ -45,6 +45,11 @@ class Optimizer:
     def step(self) -> None:
         self.settings.step(self._flat, self._gradient, self.memory, self.lr)
 
+    @property
+    def rate(self) -> Tensor:
+        """The learning rate as the optimizer uses it: `lr`, or an adaptive optimizer's own [S]."""
+        return self.settings.rate(self.memory, self.lr)
+
     def flat_moments(self) -> dict[str, Tensor]:
         """Moment name -> [S, P]."""
         return {name: self.memory[name] for name in self.settings.moments if name in self.memory}
@@ -130,9 +135,9 @@ class TrainState:
         return flat[:, start : start + prod(shape[1:])].view(shape)
 
     def matrix(self, name: str) -> Tensor:
-        """A weight as [S, out, fan_in], a view."""
+        """A weight as [S, out, fan_in], a bias as [S, out, 1], a view."""
         weight = self.params[name].detach()
-        return weight.transpose(1, 2) if weight.dim() == 3 else weight.flatten(2)
+        return weight.transpose(1, 2) if weight.dim() == 3 else weight.view(*weight.shape[:2], -1)
 
     def of_roles(self, *wanted: Role) -> Tensor:
         """Bool [P]: which entries of `values` belong to parameters of these roles."""
@@ -201,14 +206,17 @@ class TrainState:
     def forward(
         self, inputs: Tensor, acts: dict[str, Tensor] | None = None, *, training: bool = False, **given: Tensor
     ) -> Tensor:
-        """Outputs of the network; inputs are brought to its precision. training: normalise by the batch, where a norm does.
+        """Outputs of the network; inputs are brought to its precision, but for tokens (int64), which are indices.
+
+        training: normalise by the batch, where a norm does.
 
         given: what a family's forward takes besides, e.g. the noise of noisy layers.
         """
         self.num_forwards += 1
-        if self.model.training != training:
+        if self.buffers and self.model.training != training:  # only a norm over the batch cares
             self.model.train(training)
-        return self.model(inputs.to(self.flat.dtype), acts, **given)
+        given_in = inputs if inputs.dtype == torch.int64 else inputs.to(self.flat.dtype)
+        return self.model(given_in, acts, **given)
 
     def twin(self, flat: Tensor) -> nn.Module:
         """The same network over another flat tensor [S, P]: a target network, an average. Buffers are shared."""

@@ -95,7 +95,8 @@ def pooled_mean(scores_ST: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def pooled_iqm(scores_ST: NDArray[np.float64]) -> NDArray[np.float64]:
     """Interquartile mean of all seeds and tasks together, as rliable aggregates: [..., S, T] -> [...]."""
-    return iqm(scores_ST.reshape(*scores_ST.shape[:-2], -1))
+    *leading, num_seeds, num_tasks = scores_ST.shape
+    return iqm(scores_ST.reshape(*leading, num_seeds * num_tasks))
 
 
 def stratified_bootstrap(
@@ -125,6 +126,33 @@ def stratified_bootstrap(
     shares_T = variances_T / largest if largest > 0 else np.ones(num_tasks)
     degrees = (num_seeds - 1) * shares_T.sum() ** 2 / (shares_T**2).sum()
     return _t_interval(statistic(scores_ST), standard_error, degrees, num_seeds, confidence, "stratified bootstrap t")
+
+
+POOLS = {"iqm": pooled_iqm, "mean": pooled_mean}
+
+
+def pooled_interval(scores_ST: ArrayLike, pool: str, confidence: float = CONFIDENCE) -> Interval:
+    """Interquartile mean or mean (a key of POOLS) over seeds and tasks, with its interval by `stratified_bootstrap`.
+
+    The draws are the same at every call. The limits of a single seed are NaN.
+    """
+    scores_ST = np.asarray(scores_ST, dtype=np.float64)
+    if len(scores_ST) == 1:
+        return _t_interval(POOLS[pool](scores_ST), np.nan, 1, 1, confidence, "one seed")
+    return stratified_bootstrap(scores_ST, POOLS[pool], np.random.default_rng(0), confidence=confidence)
+
+
+def pooled_difference(a_ST: ArrayLike, b_ST: ArrayLike, pool: str, confidence: float = CONFIDENCE) -> Interval:
+    """Interquartile mean or mean of a less that of b, each over its seeds and tasks; resampled independently."""
+    num_tasks = np.shape(a_ST)[1]
+    both_ST = np.concatenate([a_ST, b_ST], axis=1)
+
+    def difference(scores_ST: NDArray[np.float64]) -> NDArray[np.float64]:
+        return POOLS[pool](scores_ST[..., :num_tasks]) - POOLS[pool](scores_ST[..., num_tasks:])
+
+    if len(both_ST) == 1:
+        return _t_interval(difference(both_ST), np.nan, 1, 1, confidence, "one seed")
+    return stratified_bootstrap(both_ST, difference, np.random.default_rng(0), confidence=confidence)
 
 
 def spread(values_KS: NDArray[np.float64]) -> NDArray[np.float64]:

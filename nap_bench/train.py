@@ -16,6 +16,7 @@ from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.methods import stack_of
 from nap_bench.metrics import norms, plasticity
 from nap_bench.metrics.flow import Flow
+from nap_bench.metrics.probe import UpdateProbe, measure_update
 from nap_bench.models.roles import Role
 from nap_bench.schedules import SCHEDULES
 from nap_bench.session import Control, Session
@@ -40,9 +41,9 @@ class Online:
         zeros = torch.zeros(len(state.seeds), device=state.device)
         return cls(zeros, zeros.clone())
 
-    def add(self, losses_S: Tensor, out_SBK: Tensor, y_SB: Tensor) -> None:
+    def add(self, losses_S: Tensor, accuracy_S: Tensor) -> None:
         self.loss_S += losses_S.detach()
-        self.correct_S += (out_SBK.detach().argmax(dim=-1) == y_SB).float().mean(dim=1)
+        self.correct_S += accuracy_S
         self.num_steps += 1
 
 
@@ -64,14 +65,14 @@ def diagnose(state: TrainState, acts: dict[str, Tensor], before_SP: Tensor) -> d
         "probe/feature_rank": plasticity.feature_rank(layers[-1]),
         "probe/parameter_norm": norms.global_norm(state.eval_params),
         "probe/gradient_norm": norms.global_norm(state.gradient),
-        "probe/explicit_learning_rate": state.lr.expand(len(state.seeds)),
+        "probe/explicit_learning_rate": state.optimizer.rate.expand(len(state.seeds)),
     }
     for group in state.groups:
         norm_S = state.group_norm(group, before_SP)
         found[f"probe/norm/{group.name}"] = state.group_norm(group)
         found[f"probe/relative_update/{group.name}"] = state.group_norm(group, state.eval_params - before_SP) / norm_S
         found[f"probe/effective_learning_rate/{group.name}"] = norms.effective_learning_rate(
-            state.lr, norm_S, steps_are_normalised=state.optimizer.steps_are_normalised
+            state.optimizer.rate, norm_S, steps_are_normalised=state.optimizer.steps_are_normalised
         )
     hidden = [g.name for g in state.groups if Role.OUTPUT not in {state.roles[name] for name in g.members}]
     for quantity in ("effective_learning_rate", "relative_update"):
@@ -122,7 +123,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         inputs, y_SB = benchmark.batch(data, run.seeds, step)
         out_SBK = update.forward(state, stack, inputs)
         losses_S = benchmark.loss(out_SBK, y_SB)
-        online.add(losses_S, out_SBK, y_SB)
+        online.add(losses_S, benchmark.accuracy(out_SBK.detach(), y_SB))
         before_SP = state.eval_params.clone() if flow or step + 1 in eval_steps else None
         update.grad_step(state, [losses_S], stack)
         if flow:
@@ -132,9 +133,11 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         if state.step in eval_steps:
             num_forwards = state.num_forwards
             evaluated = benchmark.evaluate(state, data)
+            ends = UpdateProbe(state, (inputs, y_SB), benchmark.loss, losses_S, before_SP)
+            of_update = measure_update(benchmark.metrics, ends)
             state.num_forwards = num_forwards  # what is left counts training and what methods asked for
             state.alive &= torch.isfinite(evaluated["loss"])  # after the last update nothing else would notice
-            for name, values_S in diagnose(state, evaluated.pop("acts"), before_SP).items():
+            for name, values_S in {**diagnose(state, evaluated.pop("acts"), before_SP), **of_update}.items():
                 log(name, values_S)
             if flow:
                 for name, values_S in flow.read().items():

@@ -6,6 +6,7 @@ What an exhibit declares says by which rule its arms are tuned:
                   network solves each single task), by first-task accuracy alone: the rate whose worst arm does best, at the
                   task's end to the nearest hundredth, then by how soon it gets there (mean online accuracy over that task).
     sweep_late    After it, a rival's own hyperparameter, by late accuracy.
+    sweep_late_online  The same, where accuracy before the update is what is compared.
     sweep_online  Each arm for itself, from equally many configurations, by average online accuracy over the whole stream on
                   the first NUM_ONLINE_SEEDS tuning seeds (Kumar et al. 2023).
 
@@ -77,6 +78,12 @@ def late(labelled: Labelled) -> dict[str, float]:
     return {"late_accuracy": _mean(labelled.series("task_end/accuracy")[1][-NUM_LAST:])}
 
 
+def late_online(labelled: Labelled) -> dict[str, float]:
+    """Mean over seeds of the accuracy before the update over the last third of the stream; a diverged seed counts 0."""
+    online_TS = labelled.series("online/accuracy")[1]
+    return {"late_online_accuracy": _mean(online_TS[-(len(online_TS) // 3) :])}
+
+
 def online(labelled: Labelled) -> dict[str, float]:
     """Mean over seeds and the whole stream of the accuracy before the update; a diverged seed counts 0."""
     return {"average_online_accuracy": _mean(labelled.series("online/accuracy")[1])}
@@ -85,17 +92,19 @@ def online(labelled: Labelled) -> dict[str, float]:
 RULES: dict[str, tuple[str, Callable[[Labelled], dict[str, float]]]] = {
     "sweep": ("by_first_task_accuracy", first_task),
     "sweep_late": ("by_late_accuracy", late),
+    "sweep_late_online": ("by_late_online_accuracy", late_online),
     "sweep_online": ("by_average_online_accuracy", online),
 }
 """Declared sweep -> name of its table in tuned.json, and what a run scores."""
 
 
 def sweeps(module: ModuleType, scale: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, Sweep]]:
-    """(declared as, sweep) of an exhibit at a scale; `sweep_late` only once rates are chosen."""
+    """(declared as, sweep) of an exhibit at a scale; late ones only once rates are chosen."""
     if hasattr(module, "sweep"):
         yield "sweep", module.sweep(scale, TUNING_SEEDS)
-    if hasattr(module, "sweep_late") and chosen:
-        yield "sweep_late", module.sweep_late(scale, TUNING_SEEDS, chosen)
+    for declared in ("sweep_late", "sweep_late_online"):
+        if hasattr(module, declared) and chosen:
+            yield declared, getattr(module, declared)(scale, TUNING_SEEDS, chosen)
     if hasattr(module, "sweep_online"):
         yield "sweep_online", module.sweep_online(scale, TUNING_SEEDS[:NUM_ONLINE_SEEDS])
 
@@ -113,7 +122,7 @@ def planned() -> Iterator[tuple[str, Entry]]:
 def choose(section: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Arm -> hyperparameters, from the tables of an exhibit's section of tuned.json."""
     chosen = shared(section.get("by_first_task_accuracy", {}))
-    for table in ("by_late_accuracy", "by_average_online_accuracy"):
+    for table in ("by_late_accuracy", "by_late_online_accuracy", "by_average_online_accuracy"):
         chosen |= {arm: winner(trials)["hyper"] for arm, trials in section.get(table, {}).items()}
     return chosen
 

@@ -1,11 +1,28 @@
 """Every benchmark, one line each."""
 
+from nap_bench.benchmarks.atari import Atari
+from nap_bench.benchmarks.catch import CatchSequence
 from nap_bench.benchmarks.class_incremental import ClassIncremental
+from nap_bench.benchmarks.copying import Copying
 from nap_bench.benchmarks.permuted_inputs import PermutedInputs
 from nap_bench.benchmarks.random_labels import RandomLabels
+from nap_bench.benchmarks.random_strings import RandomStrings
 from nap_bench.benchmarks.random_walk import RandomWalk
+from nap_bench.benchmarks.stationary_images import StationaryImages
 from nap_bench.benchmarks.true_labels import TrueLabels
 
 BENCHMARKS = {
-    benchmark.name: benchmark for benchmark in (ClassIncremental, PermutedInputs, RandomLabels, RandomWalk, TrueLabels)
+    benchmark.name: benchmark
+    for benchmark in (
+        Atari,
+        CatchSequence,
+        ClassIncremental,
+        Copying,
+        PermutedInputs,
+        RandomLabels,
+        RandomStrings,
+        RandomWalk,
+        StationaryImages,
+        TrueLabels,
+    )
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nap_bench.metrics.plasticity import jacobian_norm
-from nap_bench.metrics.probe import METRICS, Probe, measure
+from nap_bench.metrics.probe import METRICS, OF_UPDATE, Probe, measure
 from nap_bench.rng import generator
 from nap_bench.spec import Component, later, nearest
 
@@ -38,6 +38,8 @@ class SupervisedBenchmark(Component):
     steps_per_task: int
     flow: bool = False
     """Whether every update is measured for the gradient-flow check (metrics/flow.py): costs a copy of the parameters."""
+    metrics: tuple[str, ...] = ()
+    """What is recorded besides (metrics/probe.py)."""
 
     @property
     def num_steps(self) -> int:
@@ -62,12 +64,16 @@ class SupervisedBenchmark(Component):
         raise NotImplementedError
 
     def batch(self, data: Data, seeds: tuple[int, ...], step: int) -> tuple[Tensor, Tensor]:
-        """(inputs [S, B, ...], targets [S, B]) of update number `step`; pure."""
+        """(inputs [S, B, ...], targets [S, B], or [S, B, T] where every token has one) of update number `step`; pure."""
         raise NotImplementedError
 
     def loss(self, out_SBK: Tensor, y_SB: Tensor) -> Tensor:
         """[S], without regularisation."""
         raise NotImplementedError
+
+    def accuracy(self, out_SBK: Tensor, y_SB: Tensor) -> Tensor:
+        """[S]: share of the targets that the largest output hits."""
+        return accuracy(out_SBK, y_SB)
 
     def evaluate(self, state, data: Data) -> dict[str, Tensor]:
         """accuracy, loss and whatever else -> [S], and acts: layer -> post-activations, which the diagnostics read.
@@ -85,11 +91,13 @@ class Dataset(NamedTuple):
     shape: tuple[int, ...]  # of one image
     num_classes: int
     downloaded: bool  # or embedded in a dependency
+    fits: bool = True  # as one tensor on a device, from files of which each has a published checksum
 
 
 DATASETS = {
     "cifar10": Dataset((3, 32, 32), 10, True),
     "digits": Dataset((1, 8, 8), 10, False),
+    "imagenet": Dataset((3, 224, 224), 1000, True, fits=False),
     "mnist": Dataset((1, 28, 28), 10, True),
     "patches": Dataset((3, 8, 8), 10, False),
 }
@@ -133,8 +141,9 @@ class ImageStream(SupervisedBenchmark):
     metrics: tuple[str, ...] = later(())
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise ValueError(nearest(self.dataset, DATASETS, f"dataset of {self.name}"))
+        known = [name for name, dataset in DATASETS.items() if dataset.fits]
+        if self.dataset not in known:
+            raise ValueError(nearest(self.dataset, known, f"dataset of {self.name}"))
         if (
             not 0 < self.probes_per_task <= self.steps_per_task
             or min(self.num_examples, self.batch_size, self.num_tasks) < 1
@@ -148,8 +157,8 @@ class ImageStream(SupervisedBenchmark):
                 f"found {self.eval_examples}."
             )
         for metric in self.metrics:
-            if metric not in (*METRICS, PREVIOUS):
-                raise ValueError(nearest(metric, (*METRICS, PREVIOUS), f"metric of {self.name}"))
+            if metric not in (known := (*METRICS, *OF_UPDATE, PREVIOUS)):
+                raise ValueError(nearest(metric, known, f"metric of {self.name}"))
 
     @property
     def num_steps(self) -> int:
@@ -224,8 +233,7 @@ class ImageStream(SupervisedBenchmark):
         return self._pairs(data, seeds, task, self._block_order(data, seeds, task, chunk)[row])
 
     def losses(self, out_SBK: Tensor, y_SB: Tensor) -> Tensor:
-        """Cross-entropy [S, B] over all outputs."""
-        return F.cross_entropy(out_SBK.flatten(0, 1), y_SB.flatten(), reduction="none").view(y_SB.shape)
+        return losses(out_SBK, y_SB)
 
     def loss(self, out_SBK: Tensor, y_SB: Tensor) -> Tensor:
         return self.losses(out_SBK, y_SB).mean(dim=1)
@@ -239,7 +247,7 @@ class ImageStream(SupervisedBenchmark):
     def evaluate(self, state, data: Images) -> dict[str, Tensor]:
         """Accuracy and loss [S] on `probe` of the task of the last update done, and post-activations `acts`.
 
-        At a task's end also jacobian_norm [S], if it is asked for, and each of `metrics`.
+        At a task's end also jacobian_norm [S], if it is asked for, and each of `metrics` but those of an update.
         """
         task = self.task_at(state.step - 1)
         inputs, y_SE = self.probe(data, state.seeds, task)
@@ -251,7 +259,7 @@ class ImageStream(SupervisedBenchmark):
         if self.jacobian_examples:
             with torch.enable_grad():
                 found["jacobian_norm"] = jacobian_norm(state.forward, inputs[:, : self.jacobian_examples])
-        names = [name for name in self.metrics if name != PREVIOUS]
+        names = [name for name in self.metrics if name in METRICS]
         found |= measure(names, Probe(state, inputs, y_SE, out_SEK, acts, self.losses))
         if PREVIOUS in self.metrics:
             inputs, y_SE = self.probe(data, state.seeds, max(task - 1, 0))
@@ -259,6 +267,11 @@ class ImageStream(SupervisedBenchmark):
         return found
 
 
+def losses(out_SBK: Tensor, y_SB: Tensor) -> Tensor:
+    """Cross-entropy over all outputs, of the targets' shape: [S, B] or [S, B, T]."""
+    return F.cross_entropy(out_SBK.flatten(0, -2), y_SB.flatten(), reduction="none").view(y_SB.shape)
+
+
 def accuracy(out_SBK: Tensor, y_SB: Tensor) -> Tensor:
-    """[S]"""
-    return (out_SBK.argmax(dim=-1) == y_SB).float().mean(dim=1)
+    """[S]: over examples, or over examples and tokens."""
+    return (out_SBK.argmax(dim=-1) == y_SB).float().flatten(1).mean(dim=1)

@@ -32,7 +32,8 @@ class RandomLabels(ImageStream):
     probes_per_task: how often within a task the diagnostics are taken, evenly spaced, the last at its end.
     eval_examples: how many of the images evaluation and diagnostics read, the first; None for all.
     jacobian_examples: of how many images the Jacobian norm is taken at a task's end; 0 for not at all.
-    metrics: names in nap_bench/metrics/probe.py, or previous_accuracy, recorded at every task's end as task_end/NAME.
+    metrics: names in nap_bench/metrics/probe.py, or previous_accuracy, recorded at every task's end as task_end/NAME; those about
+        an update (OF_UPDATE there) at every measurement, as probe/NAME.
     flow: also measure every update (metrics/flow.py) and record it with the diagnostics.
     first_task: the number of the first task, which meets fresh parameters: with `num_tasks=1` the run that an aged
     network's

@@ -98,7 +98,18 @@ CLAIMS = (
     ),
 )
 PANELS = tuple(
-    Panel(kind="curve", measure=measure, title=f"{title}, {how} NaP", xlabel="task", ylabel=label, arms=arms, logy=logy)
+    Panel(
+        kind="curve",
+        measure=measure,
+        title=f"{title}{net}, {how} NaP",
+        xlabel="task",
+        ylabel=label,
+        arms=arms,
+        setting=where,
+        logy=logy,
+        scales=scales,
+    )
+    for where, net, scales in (("", "", ()), ("cnn", " (CNN)", fig5.LARGER))
     for measure, title, label, logy in (
         ("linearised_fraction", "Linearised units", "fraction, penultimate layer", False),
         ("feature_rank", "Feature rank", "share of penultimate units", False),

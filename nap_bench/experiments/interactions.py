@@ -14,6 +14,8 @@ the three is classed by its 95 % interval and the margin below, fixed before the
     sub-additive    the whole interval lies below -MARGIN otherwise: the gain shrinks
     complementary   the whole interval lies above +MARGIN: the gain grows
     undecided       otherwise
+
+A norm as a method has no gain on LayerNorm, for a network has one norm, and stands in LayerNorm's place under NaP.
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ DEVIATIONS = (
     "classes after ten), class-incremental CIFAR-10 at the others.",
     "Hyperparameters are those tuned on re-drawn labels, for a method alone, with LayerNorm and with NaP each for itself; on "
     "the second stream they are not tuned anew.",
+    "Besides the paper's methods: continual backprop, CReLU, the resets (which are told of new tasks) and the other norms. The "
+    "verdicts on these stand apart. At laptop scale they run on the first stream only, for time.",
+    "One-step plasticity and the angle by which an update turns a layer are recorded on the second stream, of the last update of "
+    "a task.",
     "NaP here is projection and the decay of scale and offset; LayerNorm's scale and offset are free. So the projection's part "
     "holds the decay's.",
     "A diverged seed counts as accuracy 0 in every difference.",
@@ -47,8 +53,11 @@ DEVIATIONS = (
 
 MARGIN = 0.02
 STREAMS = ("random_labels", "class_incremental")
-ARMS = (*fig5.METHODS, *fig5.WITH_LAYER_NORM, *fig5.WITH_NAP)
+PAPERS = (*fig5.METHODS, *fig5.WITH_LAYER_NORM, *fig5.WITH_NAP)
+OTHER = (*fig5.MORE_METHODS, *fig5.MORE_WITH_LAYER_NORM, *fig5.MORE_WITH_NAP)
+ARMS = (*PAPERS, *OTHER)
 OWN = tuple(method for method in fig5.METHODS if method != "baseline")
+MEASURED = ("one_step_plasticity", "rotation_angle")
 CLASS_INCREMENTAL = {
     "laptop": dict(
         dataset="digits", num_examples=1500, num_tasks=50, steps_per_task=20, batch_size=16, eval_examples=128
@@ -67,9 +76,11 @@ def runs(scale: str) -> list[Entry]:
     from nap_bench.spec import Part
 
     relabelled = [fig5.entry(scale, arm, setting="random_labels") for arm in ARMS]
-    stream = Part.of(ClassIncremental(**CLASS_INCREMENTAL[scale]))
+    stream = Part.of(ClassIncremental(**CLASS_INCREMENTAL[scale], metrics=MEASURED))
     return relabelled + [
-        Entry(arm, "class_incremental", dataclasses.replace(run, benchmark=stream)) for arm, _, run in relabelled
+        Entry(arm, "class_incremental", dataclasses.replace(run, benchmark=stream))
+        for arm, _, run in relabelled
+        if arm in PAPERS or scale in fig5.LARGER
     ]
 
 
@@ -78,6 +89,8 @@ def score(results: Iterable[Labelled]) -> Iterator[Score]:
         steps, online_TS = labelled.series("online/accuracy")
         yield from curve(labelled, "online_accuracy", steps / labelled.params["steps_per_task"], online_TS)
         yield from scalar(labelled, "average_online_accuracy", online_TS.mean(axis=0))
+        for measure in MEASURED if labelled.setting == "class_incremental" else ():
+            yield from scalar(labelled, f"average_{measure}", labelled.series(f"probe/{measure}")[1].mean(axis=0))
 
 
 def _words(method: str) -> str:
@@ -96,38 +109,39 @@ def _contrast(label: str, arms: tuple[str, ...], against: tuple[str, ...], strea
     )
 
 
-def gains(method: str, stream: str) -> tuple[Measurement, ...]:
-    """What a method adds: alone, on top of LayerNorm, on top of NaP."""
-    return tuple(
-        _contrast(
-            f"{_words(method)} {where}",
-            (fig5.combined(method, norm) if norm else method,),
-            (norm or "baseline",),
-            stream,
-        )
-        for where, norm in (("alone", ""), ("on LayerNorm", "layer_norm"), ("on NaP", "nap"))
-    )
+def gains(method: str, stream: str) -> dict[str, Measurement]:
+    """What a method adds: alone, on LayerNorm (where the two can be together), on NaP."""
+    places = {"alone": "", "on LayerNorm": "layer_norm", "on NaP": "nap"}
+    return {
+        where: _contrast(f"{_words(method)} {where}", (arm,), (norm or "baseline",), stream)
+        for where, norm in places.items()
+        if (arm := fig5.combined(method, norm) if norm else method) in fig5.STACKS
+    }
 
 
-def parts(method: str, stream: str) -> tuple[Measurement, ...]:
-    """What NaP changes about a method's gain, the norm's part of it and the projection's."""
+def parts(method: str, stream: str) -> dict[str, Measurement]:
+    """What NaP changes about a method's gain; and the norm's part of it and the projection's, where there are such."""
     on_norm, on_nap = (fig5.combined(method, norm) for norm in ("layer_norm", "nap"))
-    return (
-        _contrast(f"{_words(method)}: with NaP", (on_nap, "baseline"), ("nap", method), stream),
-        _contrast(f"{_words(method)}: the norm's part", (on_norm, "baseline"), ("layer_norm", method), stream),
-        _contrast(f"{_words(method)}: the projection's part", (on_nap, "layer_norm"), ("nap", on_norm), stream),
-    )
+    found = {"with NaP": _contrast(f"{_words(method)}: with NaP", (on_nap, "baseline"), ("nap", method), stream)}
+    if on_norm in fig5.STACKS:
+        found["norm"] = _contrast(
+            f"{_words(method)}: the norm's part", (on_norm, "baseline"), ("layer_norm", method), stream
+        )
+        found["projection"] = _contrast(
+            f"{_words(method)}: the projection's part", (on_nap, "layer_norm"), ("nap", on_norm), stream
+        )
+    return found
 
 
 def _shrinks(method: str, stream: str) -> Contrast:
     """By how much a method's gain shrinks: the first of `parts` with its sign turned."""
-    with_nap = parts(method, stream)[0]
+    with_nap = parts(method, stream)["with NaP"]
     label = f"{_words(method)}: gain alone - gain on NaP"
     return dataclasses.replace(with_nap, label=label, arms=with_nap.against, against=with_nap.arms)
 
 
-def _judged(measurements: Iterable[Measurement], scores: Scores) -> list[dict]:
-    """The measurements of one equivalence claim of margin MARGIN, judged."""
+def _judged(measurements: dict[str, Measurement], scores: Scores) -> dict[str, dict]:
+    """The measurements of one equivalence claim of margin MARGIN, judged, under their own names."""
     claim = Claim(
         id="additive",
         source="",
@@ -135,10 +149,10 @@ def _judged(measurements: Iterable[Measurement], scores: Scores) -> list[dict]:
         kind="equivalence",
         margin=MARGIN,
         unit="average online accuracy",
-        measurements=tuple(measurements),
+        measurements=tuple(measurements.values()),
     )
     judged = judge([claim], scores, exhibit="interactions", scale="any", expected_seeds=fig5.SEEDS)
-    return judged["claims"][0]["measurements"]
+    return dict(zip(measurements, judged["claims"][0]["measurements"], strict=True))
 
 
 def classed(measured: dict, left: dict) -> str:
@@ -153,21 +167,25 @@ def classed(measured: dict, left: dict) -> str:
     return {SUPPORTED: "additive", CONTRADICTED: changed}.get(measured["verdict"], "undecided")
 
 
+def _span(measured: dict) -> str:
+    return " ".join(estimate_and_span(*(measured[k] for k in ("estimate", "low", "high")), signed=True))
+
+
 def tables(scores: Scores) -> list[dict]:
     """For the report: per stream and method its three gains, and how NaP, the norm and the projection change them."""
     made = []
     for stream in STREAMS:
         rows = []
-        for method in OWN:
+        for method in (*OWN, *(method for method in fig5.MORE_METHODS if scores.has_cell(method, stream))):
+            gained = _judged(gains(method, stream), scores)
+            changed = _judged(parts(method, stream), scores)
+            left = {"with NaP": "on NaP", "norm": "on LayerNorm", "projection": "on NaP"}
             row = [_words(method)]
-            _, on_norm, on_nap = gained = _judged(gains(method, stream), scores)
-            for measured in gained:
-                row.append(
-                    " ".join(estimate_and_span(*(measured[k] for k in ("estimate", "low", "high")), signed=True))
-                )
-            for measured, left in zip(_judged(parts(method, stream), scores), (on_nap, on_norm, on_nap), strict=True):
-                span = estimate_and_span(*(measured[k] for k in ("estimate", "low", "high")), signed=True)
-                row.append(f"{classed(measured, left)} {' '.join(span)}")
+            row += [_span(gained[where]) if where in gained else DASH for where in ("alone", "on LayerNorm", "on NaP")]
+            row += [
+                f"{classed(changed[part], gained[where])} {_span(changed[part])}" if part in changed else DASH
+                for part, where in left.items()
+            ]
             rows.append(row)
         made.append(
             {
@@ -177,54 +195,81 @@ def tables(scores: Scores) -> list[dict]:
                 "note": f"Means and 95 % intervals. Additive: the gain changes by less than {MARGIN:g}; redundant: it falls "
                 "by more, to less than that; sub-additive: it falls by more and something is left (or it does harm); "
                 "complementary: it rises by more; undecided: the interval crosses such a border. Norm's part: gain on "
-                "LayerNorm less the gain alone; projection's part: gain on NaP less that on LayerNorm; together: with NaP.",
+                "LayerNorm less the gain alone; projection's part: gain on NaP less that on LayerNorm; together: with NaP. A norm "
+                "under NaP stands in LayerNorm's place.",
             }
         )
     return made
 
 
 _UNIT = "average online accuracy"
+_STREAMS = tuple(zip(STREAMS, ("re-drawn labels", "true labels of more and more classes"), strict=True))
+_NOT_HERE = " (not at laptop scale)"
+_METHODS = (("", "method", OWN), ("_others", "method besides the paper's", fig5.MORE_METHODS))
 CLAIMS = tuple(
     claim
-    for stream, words in zip(STREAMS, ("re-drawn labels", "true labels of more and more classes"), strict=True)
+    for suffix, method_words, methods in _METHODS
+    for stream, stream_words in _STREAMS
+    for words in (stream_words + _NOT_HERE * (methods is not OWN and stream != STREAMS[0]),)
     for claim in (
         Claim(
-            id=f"gains_shrink_on_nap_on_{stream}",
+            id=f"gains_shrink_on_nap_on_{stream}{suffix}",
             source="Sec. 5.1 (ours)",
-            sentence=f"What each method gains shrinks on top of NaP, on {words}.",
+            sentence=f"What each {method_words} gains shrinks on top of NaP, on {words}.",
             kind="superiority",
             margin=MARGIN,
             unit=_UNIT,
-            measurements=tuple(_shrinks(method, stream) for method in OWN),
+            measurements=tuple(_shrinks(method, stream) for method in methods),
         ),
         Claim(
-            id=f"methods_add_nothing_to_nap_on_{stream}",
+            id=f"methods_add_nothing_to_nap_on_{stream}{suffix}",
             source="Sec. 5.1 (ours)",
-            sentence=f"On top of NaP no method changes the accuracy, on {words}.",
+            sentence=f"On top of NaP no {method_words} changes the accuracy, on {words}.",
             kind="equivalence",
             margin=MARGIN,
             unit=_UNIT,
-            measurements=tuple(gains(method, stream)[2] for method in OWN),
+            measurements=tuple(gains(method, stream)["on NaP"] for method in methods),
         ),
         Claim(
-            id=f"the_norm_not_the_projection_interacts_on_{stream}",
+            id=f"the_norm_not_the_projection_interacts_on_{stream}{suffix}",
             source="Sec. 5.1 (ours)",
-            sentence=f"Given LayerNorm, the projection changes no method's gain, on {words}.",
+            sentence=f"Given LayerNorm, the projection changes the gain of no {method_words}, on {words}.",
             kind="equivalence",
             margin=MARGIN,
             unit=_UNIT,
-            measurements=tuple(parts(method, stream)[2] for method in OWN),
+            measurements=tuple(
+                parts(method, stream)["projection"] for method in methods if method not in fig5.OTHER_NORMS
+            ),
         ),
     )
 )
-PANELS = tuple(
-    Panel(
-        kind="interval",
-        measure="average_online_accuracy",
-        title=title,
-        xlabel="average online accuracy",
-        arms=ARMS,
-        setting=stream,
-    )
-    for stream, title in zip(STREAMS, ("Re-drawn labels", "Class-incremental, true labels"), strict=True)
+PANELS = (
+    *(
+        Panel(
+            kind="interval",
+            measure="average_online_accuracy",
+            title=f"{title}, {which}",
+            xlabel="average online accuracy",
+            arms=arms,
+            setting=stream,
+            scales=fig5.LARGER if arms is not PAPERS and stream != STREAMS[0] else (),
+        )
+        for which, arms in (("the paper's methods", PAPERS), ("others", ("baseline", "layer_norm", "nap", *OTHER)))
+        for stream, title in zip(STREAMS, ("Re-drawn labels", "Class-incremental"), strict=True)
+    ),
+    *(
+        Panel(
+            kind="interval",
+            measure=f"average_{measure}",
+            title=f"{title}, class-incremental",
+            xlabel=xlabel,
+            arms=("layer_norm", *fig5.METHODS, *fig5.WITH_NAP),
+            setting="class_incremental",
+            logx=logx,
+        )
+        for measure, title, xlabel, logx in (
+            ("one_step_plasticity", "One-step plasticity", "share of the batch's loss that its update takes", False),
+            ("rotation_angle", "Turn of a layer by an update", "radians, hidden layers", True),
+        )
+    ),
 )

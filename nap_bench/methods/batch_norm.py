@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nap_bench.methods.base import Method
+from nap_bench.models import CAUSAL
 from nap_bench.spec import ModelSpec, Run
 
 
@@ -19,6 +20,10 @@ class BatchNorm(Method):
     def why_not(self, run: Run) -> str | None:
         if dict(run.benchmark.params).get("batch_size") == 1:
             return "normalises over a batch, and batch_size is 1: choose a larger one"
+        if run.model.family in CAUSAL:
+            return f"its statistics would show a token of a {run.model.family} those that follow it"
+        if dict(run.model.size).get("own_norm") == "batch":
+            return "the network has batch norm of its own before every nonlinearity"
         return None
 
     def transform_model(self, spec: ModelSpec) -> ModelSpec:

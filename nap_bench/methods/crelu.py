@@ -27,8 +27,10 @@ class CReLU(Method):
             raise ValueError(f"crelu wants keep in (0, 1]; found {self.keep}.")
 
     def transform_model(self, spec: ModelSpec) -> ModelSpec:
-        size = tuple((key, self._kept(value) if key in ("widths", "channels") else value) for key, value in spec.size)
+        size = tuple(
+            (key, self._kept(value) if key in ("widths", "channels", "hidden") else value) for key, value in spec.size
+        )
         return dataclasses.replace(spec, activation="crelu", size=size)
 
-    def _kept(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(max(1, round(self.keep * size)) for size in sizes)
+    def _kept(self, size: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        return tuple(map(self._kept, size)) if isinstance(size, tuple) else max(1, round(self.keep * size))

@@ -27,7 +27,7 @@ class GroupNorm(Method):
 
     def why_not(self, run: Run) -> str | None:
         size = dict(run.model.size)
-        for units in (*size.get("channels", ()), *size.get("widths", ())):
+        for units in (*size.get("channels", ()), *size.get("widths", ()), size.get("hidden", 0)):
             if units % self.groups:
                 return f"groups={self.groups} does not divide a hidden layer of {units}: choose another number or size"
         return None

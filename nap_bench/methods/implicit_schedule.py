@@ -72,10 +72,11 @@ class ImplicitSchedule(Method):
     @torch.no_grad()
     def after_step(self, state) -> None:
         slots, targets = state.slots[self.name], state.slots["nap"]
-        power = 1 if self.gradients or state.optimizer.steps_are_normalised else 2
+        squared = not self.gradients and not state.optimizer.steps_are_normalised
         before = (piece for _, piece in self._pieces(state, slots["before"]))
         for (c, after), piece in zip(self._pieces(state, state.flat), before, strict=True):
-            after.copy_(torch.lerp(piece, after, 1.0 / c**power))
+            weight = 1.0 / c**2 if squared else 1.0 / c
+            torch.lerp(piece, after, weight, out=after)  # in place: a new tensor of this size costs more
         groups = self._groups(state)
         if self.rescale == "layer":
             for group in groups:

@@ -15,8 +15,8 @@ from nap_bench.spec import nearest
 
 OVER = {
     "all": tuple(Role),
-    "weights_and_biases": (Role.WEIGHT, Role.OUTPUT, Role.BIAS),
-    "weights": (Role.WEIGHT, Role.OUTPUT),
+    "weights_and_biases": (Role.WEIGHT, Role.OUTPUT, Role.BIAS, Role.EMBEDDING),
+    "weights": (Role.WEIGHT, Role.OUTPUT, Role.EMBEDDING),
 }
 """Named choices of what is regularised."""
 
@@ -33,7 +33,7 @@ class L2(Method):
     Under Adam it is therefore rescaled like any gradient; `weight_decay` is the decoupled kind.
 
     coef: >= 0, with the factor 1/2; 0 is the baseline, bit for bit.
-    over: "weights_and_biases" (all but a norm's scale and offset), "weights" (hidden and output), or "all" parameters.
+    over: "weights_and_biases" (all but a norm's scale and offset), "weights" (hidden, output and embeddings), or "all" parameters.
     """
 
     name: ClassVar[str] = "l2"

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 
 from nap_bench.methods.base import Method
+from nap_bench.models import BRANCHED
+from nap_bench.models.roles import Role
 from nap_bench.spec import Run, nearest
 
 POINTS = ("fresh", "initial", "zero")
@@ -45,6 +47,10 @@ class LayerReset(Method):
             )
 
     def why_not(self, run: Run) -> str | None:
+        if self.layers > 1 and run.model.family in BRANCHED:
+            return (
+                f"the layers of a {run.model.family} do not follow each other: layers=1, the output layer, can be reset"
+            )
         size = dict(run.model.size)
         num_layers = len(size.get("channels", ())) + len(size.get("widths", ())) + 1
         return f"layers={self.layers} of a network that has {num_layers}" if self.layers > num_layers else None
@@ -59,9 +65,10 @@ class LayerReset(Method):
             raise ValueError(
                 f"layer_reset wants layers in [1, {len(state.units) + 1}] of this network; found {self.layers}."
             )
-        kept = state.units[: len(state.units) + 1 - self.layers]
-        held = {name for units in kept for name in (*units.incoming, *units.norm)}
-        return [name for name in state.params if name not in held]
+        outputs = {name.rpartition(".")[0] for name, role in state.roles.items() if role is Role.OUTPUT}
+        hidden = state.units[len(state.units) + 1 - self.layers :]
+        wanted = {name for units in hidden for name in (*units.incoming, *units.norm)}
+        return [name for name in state.params if name in wanted or name.rpartition(".")[0] in outputs]
 
     def setup(self, state) -> dict:
         self.names(state)

@@ -79,13 +79,14 @@ class NaP(Method):
     def setup(self, state) -> dict[str, Tensor]:
         if not self.project:
             return {}
-        if self.per == "neuron":
-            return {name: self._neuron_norms(state, name) for group in self._groups(state) for name in group.members}
-        return {group.name: state.group_norm(group) for group in self._groups(state)}
+        norms = self._neuron_norms if self.per == "neuron" else type(state).group_norm
+        return {group.name: norms(state, group) for group in self._groups(state)}
 
-    def _neuron_norms(self, state, name: str) -> Tensor:
-        """[S, out]."""
-        return torch.linalg.vector_norm(state.matrix(name), dim=2)
+    @staticmethod
+    def _neuron_norms(state, group) -> Tensor:
+        """[S, out], of all that the group holds of a unit: of a noisy layer its means and its noise together."""
+        rows = [torch.linalg.vector_norm(state.matrix(name), dim=2) for name in group.members]
+        return rows[0] if len(rows) == 1 else torch.linalg.vector_norm(torch.stack(rows), dim=0)
 
     @torch.no_grad()
     def after_step(self, state) -> None:
@@ -93,9 +94,10 @@ class NaP(Method):
             return
         self.restore(state)
         if self.scale_offset == "decay":
-            for scale_SD, offset_SD in self._scales_and_offsets(state):
+            for scale_SD, *offsets in self._scales_and_offsets(state):
                 scale_SD.mul_(self.decay).add_(1.0 - self.decay)
-                offset_SD.mul_(self.decay)
+                for offset_SD in offsets:
+                    offset_SD.mul_(self.decay)
 
     @torch.no_grad()
     def restore(self, state) -> None:
@@ -108,9 +110,9 @@ class NaP(Method):
         targets = state.slots[self.name]
         for group in self._groups(state):
             if self.per == "neuron":
+                norms_SO = self._neuron_norms(state, group)
+                factor_SO = torch.where(norms_SO > 0, targets[group.name] / norms_SO, 1.0)
                 for name in group.members:
-                    norms_SO = self._neuron_norms(state, name)
-                    factor_SO = torch.where(norms_SO > 0, targets[name] / norms_SO, 1.0)
                     state.matrix(name).mul_(factor_SO.unsqueeze(2))
                 continue
             norm_S = state.group_norm(group)
@@ -118,13 +120,15 @@ class NaP(Method):
             for name in group.members:
                 state.params[name].mul_(factor_S.view(-1, *[1] * (state.params[name].dim() - 1)))
         if self.scale_offset == "joint":
-            for scale_SD, offset_SD in self._scales_and_offsets(state):
-                joint_S1 = torch.linalg.vector_norm(torch.cat([scale_SD, offset_SD], dim=1), dim=1, keepdim=True)
-                factor_S1 = math.sqrt(scale_SD.shape[1]) / joint_S1
-                scale_SD.mul_(factor_S1)
-                offset_SD.mul_(factor_S1)
+            for pair in self._scales_and_offsets(state):
+                joint_S1 = torch.linalg.vector_norm(torch.cat(pair, dim=1), dim=1, keepdim=True)
+                factor_S1 = math.sqrt(pair[0].shape[1]) / joint_S1
+                for part_SD in pair:
+                    part_SD.mul_(factor_S1)
 
     def _scales_and_offsets(self, state):
+        """(scale, offset), or (scale,) of a norm that another one follows, which has no offset."""
         for name, role in state.roles.items():
             if role is Role.SCALE:
-                yield state.params[name], state.params[name.removesuffix("scale") + "offset"]
+                pair = (name, name.removesuffix("scale") + "offset")
+                yield tuple(state.params[member] for member in pair if member in state.params)

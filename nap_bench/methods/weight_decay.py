@@ -14,7 +14,7 @@ from nap_bench.models.roles import Role
 
 @dataclass(frozen=True)
 class WeightDecay(Method):
-    """W <- (1 - lr * coef) W after the step, for hidden and output weights; biases, scales and offsets are left alone.
+    """W <- (1 - lr * coef) W after the step, for hidden and output weights and embeddings; not for biases, scales and offsets.
 
     AdamW shrinks before its step; shrinking after it differs by a factor (1 - lr * coef) on that one step.
     coef: per unit of learning rate, >= 0; 0 is the baseline, bit for bit.
@@ -33,5 +33,5 @@ class WeightDecay(Method):
     def after_step(self, state) -> None:
         factor = 1.0 - state.lr * self.coef
         for name, role in state.roles.items():
-            if role in (Role.WEIGHT, Role.OUTPUT):
+            if role in (Role.WEIGHT, Role.OUTPUT, Role.EMBEDDING):
                 state.params[name].mul_(factor)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nap_bench.models.blocks import Conv2d, LayerNorm, Linear
+from nap_bench.models.blocks import Conv2d, LayerNorm, Linear, Output
 from nap_bench.rng import generator
 from nap_bench.state import TrainState
 
@@ -57,11 +57,11 @@ def _gram(layer: nn.Module, given: Tensor, delta: Tensor) -> Tensor:
     (x x^T + 1) * (delta delta^T), elementwise, and no gradient is formed (the Hadamard trick). Other layers have few
     parameters.
     """
-    if isinstance(layer, Linear):
+    if type(layer) in (Linear, Output):
         return (torch.bmm(given, given.mT) + float(layer.bias is not None)) * torch.bmm(delta, delta.mT)
     over_pixels = tuple(range(3, delta.dim()))
     if isinstance(layer, Conv2d):
-        columns = F.unfold(given.flatten(0, 1), layer.weight.shape[3:], padding=layer.padding)
+        columns = F.unfold(given.flatten(0, 1), layer.weight.shape[3:], padding=layer.padding, stride=layer.stride)
         rows = [torch.bmm(delta.flatten(0, 1).flatten(2), columns.mT).flatten(1).unflatten(0, delta.shape[:2])]
         rows += [delta.sum(dim=over_pixels)] if layer.bias is not None else []
     elif isinstance(layer, LayerNorm):

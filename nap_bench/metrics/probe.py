@@ -139,7 +139,55 @@ METRICS: dict[str, Callable[[Probe], Tensor]] = {
 """Name in a benchmark's `metrics` -> [S]. Definitions stand with the functions; recorded as task_end/NAME."""
 
 
+@dataclass(eq=False)
+class UpdateProbe:
+    """An update seen from both its ends, once every method has done its part.
+
+    batch: what it was made on, (inputs [S, B, ...], targets [S, B]).  before_S: its loss before.  before_SP: parameters before.
+    """
+
+    state: TrainState
+    batch: tuple[Tensor, Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    before_S: Tensor
+    before_SP: Tensor
+
+    def plasticity(self) -> Tensor:
+        """As in training, so batch norm normalises by the batch; its running statistics are put back."""
+        inputs, y_SB = self.batch
+        kept = {name: buffer.clone() for name, buffer in self.state.buffers.items()}
+        after_S = self.loss(self.state.forward(inputs, training=True), y_SB)
+        for name, buffer in kept.items():
+            self.state.buffers[name].copy_(buffer)
+        return plasticity.one_step_plasticity(self.before_S, after_S)
+
+    def angle(self) -> Tensor:
+        """Geometric mean over hidden layers."""
+        state, logs = self.state, []
+        for group in state.groups:
+            if Role.OUTPUT not in {state.roles[name] for name in group.members}:
+                ends = (
+                    torch.cat([state.view(flat, name).flatten(1) for name in group.members], dim=1)
+                    for flat in (self.before_SP, state.eval_params)
+                )
+                logs.append(norms.rotation_angle(*ends).log())
+        return torch.stack(logs).mean(dim=0).exp()
+
+
+OF_UPDATE: dict[str, Callable[[UpdateProbe], Tensor]] = {
+    "one_step_plasticity": UpdateProbe.plasticity,
+    "rotation_angle": UpdateProbe.angle,
+}
+"""As METRICS, but about the last update before a measurement; recorded as probe/NAME."""
+
+
 @torch.no_grad()
 def measure(names: Iterable[str], probe: Probe) -> dict[str, Tensor]:
     """Metric -> [S], of the named ones. Leaves the state and every generator as they were."""
     return {name: METRICS[name](probe).to(torch.float32) for name in names}
+
+
+@torch.no_grad()
+def measure_update(names: Iterable[str], probe: UpdateProbe) -> dict[str, Tensor]:
+    """probe/NAME -> [S], of those names that are about an update. Leaves the state as it was."""
+    return {f"probe/{name}": OF_UPDATE[name](probe).to(torch.float32) for name in names if name in OF_UPDATE}

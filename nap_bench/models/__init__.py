@@ -2,5 +2,20 @@
 
 from nap_bench.models.cnn import CNN
 from nap_bench.models.mlp import MLP
+from nap_bench.models.rainbow_net import RainbowNet
+from nap_bench.models.resnet import ResNet
+from nap_bench.models.transformer import Transformer
+from nap_bench.models.vgg import VGG
 
-FAMILIES = {"cnn": CNN, "mlp": MLP}
+FAMILIES = {
+    "cnn": CNN,
+    "mlp": MLP,
+    "rainbow": RainbowNet,
+    "resnet": ResNet,
+    "transformer": Transformer,
+    "vgg": VGG,
+}
+BRANCHED = ("rainbow", "resnet", "transformer")
+"""Families whose layers do not follow each other: they add to a stream, or stand side by side."""
+CAUSAL = ("transformer",)
+"""Families whose examples are tokens that may not see later ones: nothing may be averaged over a batch there."""

@@ -8,6 +8,7 @@ reduces over S, so a seed trained in a block equals the seed trained alone.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,14 +60,13 @@ class Units:
 
 def chain(spec: ModelSpec, layers: Sequence[str], sizes: Sequence[int]) -> tuple[Units, ...]:
     """Units of hidden layers that follow each other: paths of their modules (then `norms.<index>`, at last `output`), and sizes."""
-    has_norm = spec.norm != "none"
     return tuple(
         Units(
             name=f"layer{index}",
             size=size,
             features=features_per_unit(spec),
-            incoming=(f"{layer}.weight",) if has_norm else (f"{layer}.weight", f"{layer}.bias"),
-            norm=(f"norms.{index}.scale", f"norms.{index}.offset") if has_norm and spec.norm_affine else (),
+            incoming=(f"{layer}.weight",) if has_norm(spec) else (f"{layer}.weight", f"{layer}.bias"),
+            norm=norm_names(spec, f"norms.{index}"),
             outgoing=(f"{after}.weight",),
         )
         for index, (layer, after, size) in enumerate(zip(layers, [*layers[1:], "output"], sizes, strict=True))
@@ -163,9 +163,7 @@ class Conv2d(nn.Module):
         num_seeds = len(x_SBIHW)
         bias = None if self.bias is None else self.bias.flatten()
         x = x_SBIHW.transpose(0, 1).flatten(1, 2)
-        out = F.conv2d(
-            x, self.weight.flatten(0, 1), bias, stride=self.stride, padding=self.padding, groups=num_seeds
-        )
+        out = F.conv2d(x, self.weight.flatten(0, 1), bias, stride=self.stride, padding=self.padding, groups=num_seeds)
         return out.unflatten(1, (num_seeds, -1)).transpose(0, 1)
 
 
@@ -173,18 +171,80 @@ class Output(Linear):
     """The final linear layer: nothing normalises what it returns, so its scale is part of the function."""
 
 
+class Embedding(nn.Module):
+    """A table of `num_rows` vectors, weight [S, R, D], each entry N(0, 1) as PyTorch's: index_S... (int64) -> x_S...D."""
+
+    def __init__(self, num_seeds: int, num_rows: int, features: int):
+        super().__init__()
+        self.weight = declare(num_seeds, num_rows, features)
+        self.draws = {"weight": normal(1.0)}
+
+    def forward(self, index: Tensor) -> Tensor:
+        num_seeds, num_rows = self.weight.shape[:2]
+        first = torch.arange(0, num_seeds * num_rows, num_rows, device=index.device)
+        return F.embedding(index + first.view(-1, *[1] * (index.dim() - 1)), self.weight.flatten(0, 1))
+
+    def rows(self, num_rows: int) -> Tensor:
+        """The first rows, [S, num_rows, D]."""
+        return self.weight[:, :num_rows]
+
+
+class NoisyLinear(Linear):
+    """A hidden layer whose weights and biases are perturbed by factorised noise (Fortunato et al. 2018): x_SBI -> x_SBO.
+
+        y = x (W + W' * e_in e_out^T) + b + b' * e_out
+
+    W [S, I, O] and b [S, O] or None are the means, as in `Linear`; W' = noise_weight and b' = noise_bias, always there, start at
+    sigma / sqrt(I). e_in [S, R, I] and e_out [S, R, O] are given: with R = 1 one draw for the whole batch, else one per example.
+    """
+
+    def __init__(
+        self,
+        num_seeds: int,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool,
+        init: str,
+        sigma: float,
+        init_scale: float = 1.0,
+    ):
+        super().__init__(num_seeds, inputs, outputs, bias=bias, init=init, init_scale=init_scale)
+        self.noise_weight = declare(num_seeds, inputs, outputs)
+        self.noise_bias = declare(num_seeds, outputs)
+        self.draws |= dict.fromkeys(("noise_weight", "noise_bias"), constant(sigma / math.sqrt(inputs)))
+
+    def forward(self, x_SBI: Tensor, e_in: Tensor, e_out: Tensor) -> Tensor:
+        """One draw perturbs the weights; a draw per example their product, the same sums in another order (faster for few rows)."""
+        noise_bias = self.noise_bias.unsqueeze(1)
+        if e_in.shape[1] > 1:
+            return torch.addcmul(
+                super().forward(x_SBI), torch.baddbmm(noise_bias, x_SBI * e_in, self.noise_weight), e_out
+            )
+        weight = torch.addcmul(self.weight, self.noise_weight, e_in.transpose(1, 2) * e_out)
+        bias = noise_bias * e_out if self.bias is None else torch.addcmul(self.bias.unsqueeze(1), noise_bias, e_out)
+        return torch.baddbmm(bias, x_SBI, weight)
+
+
+class NoisyOutput(NoisyLinear):
+    """A final noisy layer: nothing normalises what it returns. Its bias is noise only (DQN Zoo)."""
+
+    def __init__(self, num_seeds: int, inputs: int, outputs: int, *, init: str, sigma: float):
+        super().__init__(num_seeds, inputs, outputs, bias=False, init=init, sigma=sigma)
+
+
 class LayerNorm(nn.Module):
     """(h - mean) / sqrt(var + eps), then scale and offset (Ba et al. 2016). scale, offset [S, D] or None.
 
     Statistics over all that belongs to one example: D features of h_SBD; C, H and W of h_SBCHW (paper A.1 normalises the whole
-    vector), with a scale and an offset per channel.
+    vector), with a scale and an offset per channel.  has_offset: False where another norm follows (paper A.4).
     """
 
-    def __init__(self, spec: ModelSpec, num_seeds: int, features: int):
+    def __init__(self, spec: ModelSpec, num_seeds: int, features: int, *, has_offset: bool = True):
         super().__init__()
         self.eps = spec.norm_eps
         self.scale = declare(num_seeds, features) if spec.norm_affine else None
-        self.offset = declare(num_seeds, features) if spec.norm_affine else None
+        self.offset = declare(num_seeds, features) if spec.norm_affine and has_offset else None
         self.draws = {"scale": constant(1.0), "offset": constant(0.0)}
 
     def normalise(self, h: Tensor) -> Tensor:
@@ -195,6 +255,8 @@ class LayerNorm(nn.Module):
         if self.scale is None:
             return unit
         shape = per_feature(h)
+        if self.offset is None:
+            return unit * self.scale.view(shape)
         return torch.addcmul(self.offset.view(shape), unit, self.scale.view(shape))
 
 
@@ -213,8 +275,8 @@ class RMSNorm(LayerNorm):
 class GroupNorm(LayerNorm):
     """LayerNorm of each of `norm_groups` equal groups of features or channels by itself (Wu & He 2018)."""
 
-    def __init__(self, spec: ModelSpec, num_seeds: int, features: int):
-        super().__init__(spec, num_seeds, features)
+    def __init__(self, spec: ModelSpec, num_seeds: int, features: int, *, has_offset: bool = True):
+        super().__init__(spec, num_seeds, features, has_offset=has_offset)
         self.num_groups = spec.norm_groups
         if features % self.num_groups:
             raise ValueError(
@@ -236,8 +298,8 @@ class BatchNorm(LayerNorm):
 
     MOMENTUM = 0.1
 
-    def __init__(self, spec: ModelSpec, num_seeds: int, features: int):
-        super().__init__(spec, num_seeds, features)
+    def __init__(self, spec: ModelSpec, num_seeds: int, features: int, *, has_offset: bool = True):
+        super().__init__(spec, num_seeds, features, has_offset=has_offset)
         for name in ("running_mean", "running_var"):
             self.register_buffer(name, torch.empty(num_seeds, features, device="meta"))
         self.starts = {"running_mean": 0.0, "running_var": 1.0}
@@ -259,6 +321,36 @@ class BatchNorm(LayerNorm):
         return centred * torch.rsqrt(var + self.eps)
 
 
+class Attention(nn.Module):
+    """Causal attention of `heads` heads, x_SND -> y_SND; N = B x T tokens, string after string. No token sees a later one.
+
+    With a norm in the spec, whichever, queries and keys pass through RMSNorm without offset over all D features of a token,
+    before heads are split (paper A.4). Queries, keys and values have no bias; `out` has one.
+    """
+
+    def __init__(self, spec: ModelSpec, num_seeds: int, features: int, heads: int):
+        super().__init__()
+        if heads < 1 or features % heads:
+            raise ValueError(f"Attention wants a number of heads that divides d_model={features}; found {heads}.")
+        self.heads = heads
+        for name in ("query", "key", "value", "out"):
+            linear = Linear(
+                num_seeds, features, features, bias=name == "out", init=spec.init, init_scale=spec.init_scale
+            )
+            setattr(self, name, linear)
+        for name in ("query_norm", "key_norm"):
+            norm = nn.Identity() if spec.norm == "none" else RMSNorm(spec, num_seeds, features, has_offset=False)
+            setattr(self, name, norm)
+
+    def forward(self, x_SND: Tensor, shape: tuple[int, int]) -> Tensor:
+        """shape: (B, T)."""
+        query, key = self.query_norm(self.query(x_SND)), self.key_norm(self.key(x_SND))
+        parts = [part.unflatten(1, shape).flatten(0, 1) for part in (query, key, self.value(x_SND))]  # [S x B, T, D]
+        heads = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts]
+        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)  # [S x B, heads, T, D / heads]
+        return self.out(mixed.transpose(1, 2).reshape(x_SND.shape))
+
+
 NORMS: dict[str, type[LayerNorm]] = {"batch": BatchNorm, "group": GroupNorm, "layer": LayerNorm, "rms": RMSNorm}
 
 
@@ -270,11 +362,49 @@ def crelu(h: Tensor) -> Tensor:
 ACTIVATIONS = ("crelu", "leaky_relu", "relu", "tanh")
 
 
-def norm_of(spec: ModelSpec, num_seeds: int, features: int) -> LayerNorm:
-    """The norm that a spec asks for. Raises for an unknown one."""
-    if spec.norm not in NORMS:
+OWN_NORMS = ("batch", "none")
+
+
+def own_norm(spec: ModelSpec) -> str:
+    """The norm that a network has of its own, whatever the methods: `own_norm` of its sizes, "none" where they name none."""
+    own = dict(spec.size).get("own_norm", "none")
+    if own not in OWN_NORMS:
+        raise ValueError(nearest(own, OWN_NORMS, "own_norm"))
+    return own
+
+
+def has_norm(spec: ModelSpec) -> bool:
+    """Whether anything normalises what reaches a nonlinearity."""
+    return spec.norm != "none" or own_norm(spec) != "none"
+
+
+def norm_of(spec: ModelSpec, num_seeds: int, features: int) -> nn.Module:
+    """What stands before a nonlinearity: the spec's norm, then the network's own (paper A.4, B.4: LN before BN, without offset).
+
+    The network's own has a scale and an offset whatever `norm_affine` says. Raises for an unknown norm, and for BN before BN.
+    """
+    if spec.norm not in NORMS and not (spec.norm == "none" and has_norm(spec)):
         raise ValueError(nearest(spec.norm, ["none", *NORMS], "norm"))
-    return NORMS[spec.norm](spec, num_seeds, features)
+    own = own_norm(spec)
+    if own == "none":
+        return NORMS[spec.norm](spec, num_seeds, features)
+    last = NORMS[own](dataclasses.replace(spec, norm_affine=True), num_seeds, features)
+    if spec.norm == "none":
+        return last
+    if spec.norm == own:
+        raise ValueError(
+            f"norm {spec.norm!r} before the network's own {own!r} normalises twice by the same: choose another."
+        )
+    return nn.Sequential(NORMS[spec.norm](spec, num_seeds, features, has_offset=False), last)
+
+
+def norm_names(spec: ModelSpec, path: str) -> tuple[str, ...]:
+    """Scales and offsets of what `norm_of` returns, by name, where it is registered as `path`."""
+    own = own_norm(spec) != "none"
+    if spec.norm == "none" or not own:
+        is_affine = own or (spec.norm != "none" and spec.norm_affine)
+        return (f"{path}.scale", f"{path}.offset") if is_affine else ()
+    return (*((f"{path}.0.scale",) if spec.norm_affine else ()), f"{path}.1.scale", f"{path}.1.offset")
 
 
 def activation_of(spec: ModelSpec) -> Callable[[Tensor], Tensor]:

@@ -13,6 +13,7 @@ from nap_bench.models.blocks import (
     activation_of,
     chain,
     features_per_unit,
+    has_norm,
     hidden_scale,
     norm_of,
 )
@@ -23,19 +24,18 @@ class CNN(nn.Module):
     """x_SBCHW -> logits_SBK.
 
     `size`: channels, of each convolution; pool_after, indices of the convolutions that 2 x 2 max-pooling follows; widths, of
-    the hidden linear layers; kernel, odd.  groups: one per hidden layer in order, then the output layer.
-    units: one entry per hidden layer, a channel being a unit.
+    the hidden linear layers; kernel, odd; own_norm, "batch" or "none" (the default): see `norm_of`.
+    groups: one per hidden layer in order, then the output layer.  units: one entry per hidden layer, a channel being a unit.
     """
 
     def __init__(self, spec: ModelSpec, num_seeds: int, inputs: tuple[int, int, int], outputs: int):
         super().__init__()
         size = dict(spec.size)
         self.activation, self.pool_after = activation_of(spec), frozenset(size["pool_after"])
-        has_norm = spec.norm != "none"
         channels, height, width = inputs
         if size["kernel"] % 2 == 0:
             raise ValueError(f"A cnn wants an odd kernel, which padding can centre; found {size['kernel']}.")
-        common = dict(bias=not has_norm, init=spec.init, init_scale=hidden_scale(spec))
+        common = dict(bias=not has_norm(spec), init=spec.init, init_scale=hidden_scale(spec))
         per_unit = features_per_unit(spec)
         layers, norms, groups = [], [], []
         for index, wanted in enumerate(size["channels"]):
@@ -53,9 +53,9 @@ class CNN(nn.Module):
             features = wanted * per_unit
         sizes = (*size["channels"], *size["widths"])
         for index, wanted in enumerate(sizes):
-            if has_norm:
+            if has_norm(spec):
                 norms.append(norm_of(spec, num_seeds, wanted))
-            groups.append(Group(f"layer{index}", (f"layers.{index}.weight",), has_norm))
+            groups.append(Group(f"layer{index}", (f"layers.{index}.weight",), has_norm(spec)))
         self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
         self.output = Output(num_seeds, features, outputs, bias=True, init=spec.init)
         self.groups = (*groups, Group("output", ("output.weight",), False))

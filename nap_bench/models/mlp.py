@@ -13,6 +13,7 @@ from nap_bench.models.blocks import (
     activation_of,
     chain,
     features_per_unit,
+    has_norm,
     hidden_scale,
     norm_of,
 )
@@ -28,14 +29,14 @@ class MLP(nn.Module):
     def __init__(self, spec: ModelSpec, num_seeds: int, inputs: tuple[int, ...], outputs: int):
         super().__init__()
         self.activation = activation_of(spec)
-        has_norm, features, scale = spec.norm != "none", features_per_unit(spec), hidden_scale(spec)
+        features, scale = features_per_unit(spec), hidden_scale(spec)
         linears, norms, groups, fan_in = [], [], [], prod(inputs)
         widths = dict(spec.size)["widths"]
         for index, width in enumerate(widths):
-            linears.append(Linear(num_seeds, fan_in, width, bias=not has_norm, init=spec.init, init_scale=scale))
-            if has_norm:
+            linears.append(Linear(num_seeds, fan_in, width, bias=not has_norm(spec), init=spec.init, init_scale=scale))
+            if has_norm(spec):
                 norms.append(norm_of(spec, num_seeds, width))
-            groups.append(Group(f"layer{index}", (f"linears.{index}.weight",), has_norm))
+            groups.append(Group(f"layer{index}", (f"linears.{index}.weight",), has_norm(spec)))
             fan_in = width * features
         self.linears, self.norms = nn.ModuleList(linears), nn.ModuleList(norms)
         self.output = Output(num_seeds, fan_in, outputs, bias=True, init=spec.init)

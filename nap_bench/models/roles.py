@@ -16,12 +16,18 @@ class Role(Enum):
     SCALE = auto()  # of a norm layer (sigma in the paper)
     OFFSET = auto()  # of a norm layer (mu in the paper)
     NOISE = auto()  # of a noisy layer: how strongly each of its weights and biases is perturbed
+    EMBEDDING = auto()  # table of vectors of tokens or positions: a linear layer on one-hot inputs, projected as one
 
+
+NOISES = {"noise_weight": Role.NOISE, "noise_bias": Role.NOISE}
 
 ROLES: dict[type[nn.Module], dict[str, Role]] = {
     blocks.Conv2d: {"weight": Role.WEIGHT, "bias": Role.BIAS},
+    blocks.Embedding: {"weight": Role.EMBEDDING},
     blocks.Linear: {"weight": Role.WEIGHT, "bias": Role.BIAS},
     blocks.Output: {"weight": Role.OUTPUT, "bias": Role.BIAS},
+    blocks.NoisyLinear: {"weight": Role.WEIGHT, "bias": Role.BIAS, **NOISES},
+    blocks.NoisyOutput: {"weight": Role.OUTPUT, **NOISES},
     **{norm: {"scale": Role.SCALE, "offset": Role.OFFSET} for norm in blocks.NORMS.values()},
 }
 

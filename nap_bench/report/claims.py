@@ -166,6 +166,45 @@ class Spread(Contrast):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pooled(Measurement):
+    """`measure` of `arm` minus that of `against`, each pooled over seeds and `settings` together (tasks, games).
+
+    pool: "iqm" or "mean" (Agarwal et al. 2021). The interval resamples seeds within each arm and setting
+    (stats.stratified_bootstrap); `effects` pools each seed's settings alone.
+    """
+
+    arm: str
+    against: str
+    settings: tuple[str, ...]
+    pool: str = "iqm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool not in stats.POOLS or not self.settings:
+            raise ValueError(
+                f"Measurement {self.label!r} wants settings and a pool of {', '.join(stats.POOLS)}; found {self.settings} "
+                f"and {self.pool!r}."
+            )
+
+    @property
+    def plus(self) -> tuple[Side, ...]:
+        return tuple((self.measure, self.arm, setting) for setting in self.settings)
+
+    @property
+    def minus(self) -> tuple[Side, ...]:
+        return tuple((self.measure, self.against, setting) for setting in self.settings)
+
+    def effects(self, plus_KS: NDArray, minus_KS: NDArray) -> NDArray:
+        pool = stats.POOLS[self.pool]
+        return self.sign * (pool(plus_KS.T[:, None]) - pool(minus_KS.T[:, None]))
+
+    def interval(self, plus_KS: NDArray, minus_KS: NDArray) -> tuple[stats.Interval, str]:
+        pair = (plus_KS.T, minus_KS.T) if self.better == "higher" else (minus_KS.T, plus_KS.T)
+        interval = stats.pooled_difference(*pair, self.pool)
+        return interval, interval.method
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A sentence of the paper made decidable.
 

@@ -28,8 +28,12 @@ MAX_TICKS = 8
 
 MAX_LEGEND_COLUMNS = 5
 WIDTH, ABOVE, BOTTOM, LINE = 9.0, 0.34, 0.5, 0.18
-LEFT, RIGHT = {"curve": 0.75, "interval": 1.5, "map": 0.75}, {"curve": 0.12, "interval": 0.95, "map": 0.95}
+LEFT = {"curve": 0.75, "curves": 0.75, "interval": 1.5, "map": 0.75, "pooled": 1.5, "profile": 0.75}
+RIGHT = {"curve": 0.12, "curves": 0.12, "interval": 0.95, "map": 0.95, "pooled": 0.95, "profile": 0.12}
 """Inches: the figure's width; room above and below a plot; a line of text; room for labels beside a plot."""
+OF_MANY = ("curves", "pooled", "profile")
+"""Kinds of panel that read many settings, and are left out where there is no result of any."""
+PROFILE_POINTS = 41
 INK, MUTED, FRAME = "#1b1f24", "#667085", "#98a2b3"
 STYLE = {
     "svg.fonttype": "path",
@@ -62,24 +66,33 @@ class Panel:
     curve: the measure over x, one line per arm.  interval: a scalar measure, one row per arm.  map: the paired
     difference `contrast` = (a, b), a minus b, over settings written `lr=0.001 init=1 k=300`: columns, rows, then one
     grid per value of the third key.  reference: a level and what it is, e.g. (0.1, "chance").
+
+    Over many tasks, one setting each (`settings`, or every setting that has the measure):
+    curves: a small curve plot of each.  pooled: a scalar measure over seeds and settings together, one row per arm; `pool`
+    is "iqm" or "mean".  profile: the share of seeds and settings whose scalar measure is above x, x from 0 to `upto`.
     """
 
-    kind: Literal["curve", "interval", "map"]
+    kind: Literal["curve", "interval", "map", "curves", "pooled", "profile"]
     measure: str
     title: str = ""
     xlabel: str = ""
     ylabel: str = ""
     arms: tuple[str, ...] = ()
     setting: str = ""
+    settings: tuple[str, ...] = ()
+    pool: str = "iqm"
+    upto: float = 8.0
     contrast: tuple[str, str] | None = None
     reference: tuple[float, str] | None = None
     logx: bool = False
     logy: bool = False
+    scales: tuple[str, ...] = ()
+    """Where it is drawn, because its runs exist only there; empty: everywhere."""
 
     def __post_init__(self) -> None:
         name = self.title or self.measure
-        if self.kind not in ("curve", "interval", "map"):
-            raise ValueError(f"Panel {name!r} is a {self.kind!r}. Known kinds: curve, interval, map.")
+        if self.kind not in LEFT:
+            raise ValueError(f"Panel {name!r} is a {self.kind!r}. Known kinds: {', '.join(LEFT)}.")
         if (self.kind == "map") != (self.contrast is not None):
             raise ValueError(f"Panel {name!r}: `contrast` names the two arms of a map, and only of a map.")
 
@@ -97,6 +110,7 @@ _PLAIN = ("#4d4d4d", (0, (4, 2)), "s")
 _LAYER = ("#e69f00", "-", "^")
 LOOKS: dict[str, Look] = {
     "nap": Look("NaP", "#0072b2", "-", "o"),
+    "nap_linear": Look("NaP, linear decay", "#d55e00", "-", "s"),
     "nap_head": Look("NaP, head too", "#56b4e9", (0, (6, 1.5, 1, 1.5)), "D"),
     "ln_weight_decay": Look("LN + weight decay", "#cc79a7", (0, (2, 1)), ">"),
     "norm_only": Look("norm only", *_LAYER),
@@ -116,6 +130,11 @@ LOOKS: dict[str, Look] = {
     "redo": Look("ReDo", "#c2185b", "-", "*"),
     "leaky_relu": Look("leaky ReLU", "#00838f", (0, (2, 1)), ">"),
     "noisy_updates": Look("noisy updates", "#d55e00", (0, (1, 1.5)), "h"),
+    "continual_backprop": Look("continual BP", "#009e73", (0, (3, 1, 1, 1)), "*"),
+    "crelu": Look("CReLU", "#7b3294", (0, (2, 1)), "D"),
+    "layer_reset": Look("layer reset", "#a6611a", (0, (6, 1.5, 1, 1.5)), "D"),
+    "full_reset": Look("full reset", "#c2185b", (0, (1, 1.5)), "d"),
+    "optimizer_reset": Look("optimizer reset", "#00838f", (0, (8, 2)), "h"),
 }
 WITH = {"nap": "NaP", "layer_norm": "LN", "projection": "projection"}
 """What a method is combined with: an arm `l2+nap` looks like `l2` and is called by both."""
@@ -124,6 +143,11 @@ _SPARE = [
     for dash, marker in (((0, (5, 1, 1, 1, 1, 1)), "*"), ((0, (1, 1)), "h"), ((0, (8, 2)), "<"))
     for color in ("#7b3294", "#a6611a", "#1b7837", "#c2185b", "#00838f")
 ]
+
+
+def at(panels: Iterable[Panel], scale: str) -> tuple[Panel, ...]:
+    """The panels that are drawn at a scale."""
+    return tuple(panel for panel in panels if not panel.scales or scale in panel.scales)
 
 
 Cell = tuple["Interval | None", int]
@@ -177,10 +201,12 @@ def draw(
 
     for name, arm in (added or {}).items():
         panels = tuple(replace(p, arms=(*p.arms, name)) if arm in p.arms else p for p in panels)
+    panels = _expanded(panels, scores)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's own matplotlibrc must not change the bytes
         matplotlib.rcParams.update(STYLE | {"svg.hashsalt": exhibit})
-        arms = ordered(arm for panel in panels if panel.kind == "curve" for arm in _arms(panel, scores))
+        lines = ("curve", "curves", "profile")
+        arms = _told_apart(ordered(arm for panel in panels if panel.kind in lines for arm in _arms(panel, scores)))
         legend = 0.24 * math.ceil(len(arms) / MAX_LEGEND_COLUMNS) + 0.14 if arms else 0.0
         rows = _rows(panels)
         heights = [_height(row, scores) for row in rows]
@@ -195,16 +221,14 @@ def draw(
                 if panel.kind == "map":
                     _map(figure, top, height, panel, scores)
                     continue
-                cell, left, right = WIDTH / _columns(panels), LEFT[panel.kind], RIGHT[panel.kind]
+                cell, left, right = WIDTH / _columns(panels, panel.kind), LEFT[panel.kind], RIGHT[panel.kind]
                 low = BOTTOM + LINE * bool(_diverged(row, scores))
                 ax = _axes(figure, i * cell + left, top - height + low, cell - left - right, height - ABOVE - low)
                 ax.set_gid(f"panel-{panels.index(panel)}")
                 ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+                DRAWN[panel.kind](ax, panel, scores)
                 if panel.kind == "curve":
-                    _curve(ax, panel, scores)
                     curves.setdefault(panel.measure, []).append(ax)
-                else:
-                    _interval(ax, panel, scores)
             top -= height
         for same in curves.values():  # panels of one measure are compared by eye: one scale
             limits = [ax.get_ylim() for ax in same if ax.has_data()]
@@ -222,17 +246,46 @@ def _axes(figure: Any, left: float, bottom: float, width: float, height: float) 
     return figure.add_axes((left / WIDTH, bottom / total, width / WIDTH, height / total))
 
 
-def _columns(panels: tuple[Panel, ...]) -> int:
+def _expanded(panels: tuple[Panel, ...], scores: Scores) -> tuple[Panel, ...]:
+    """Panels to draw: `curves` as one per setting, and of the kinds that read many settings only those with results."""
+    found: list[Panel] = []
+    for panel in panels:
+        if panel.kind not in OF_MANY:
+            found.append(panel)
+            continue
+        settings = _settings(panel, scores)
+        if panel.kind == "curves":
+            found += [replace(panel, setting=setting, title=setting.replace("_", " ")) for setting in settings]
+        elif settings:
+            found.append(replace(panel, settings=tuple(settings)))
+    return tuple(found) or panels[:1]
+
+
+def _settings(panel: Panel, scores: Scores) -> list[str]:
+    """The settings of a panel of many in which every arm that has results has some, so that arms are compared on the same."""
+    arms = panel.arms or scores.arms()
+    settings = panel.settings or sorted(scores.settings(), key=setting_order)
+    if panel.kind == "curves":
+        return [s for s in settings if any(scores.has(panel.measure, arm, s) for arm in arms)]
+    arms = [arm for arm in arms if any(scores.has(panel.measure, arm, s) for s in settings)]
+    return [s for s in settings if arms and all(scores.has(panel.measure, arm, s) for arm in arms)]
+
+
+def _columns(panels: tuple[Panel, ...], kind: str) -> int:
     """Two to a row are readable on a phone too; curves that fill rows of three are laid out so."""
-    kinds = [panel.kind for panel in panels if panel.kind != "map"]
+    if kind == "curves":
+        return 3
+    kinds = [panel.kind for panel in panels if panel.kind not in ("map", "curves")]
     return min(len(kinds), 3 if set(kinds) == {"curve"} and len(kinds) % 3 == 0 else 2)
 
 
 def _rows(panels: tuple[Panel, ...]) -> list[tuple[Panel, ...]]:
-    """Panels in reading order; a map has a row of its own."""
+    """Panels in reading order; a map has a row of its own, and so have the plots of `curves`."""
     rows: list[tuple[Panel, ...]] = []
     for panel in panels:
-        if rows and "map" not in (panel.kind, rows[-1][0].kind) and len(rows[-1]) < _columns(panels):
+        kinds = {panel.kind, rows[-1][0].kind} if rows else {"map"}
+        may_join = kinds == {"curves"} or not kinds & {"map", "curves"}
+        if may_join and len(rows[-1]) < _columns(panels, panel.kind):
             rows[-1] += (panel,)
         else:
             rows.append((panel,))
@@ -243,8 +296,9 @@ def _height(row: tuple[Panel, ...], scores: Scores) -> float:
     """Inches."""
     if row[0].kind == "map":
         return ABOVE + LINE + 0.55 * max(1, len(_cells(row[0], scores)[2][1])) + BOTTOM
-    plots = [1.9 if len(row) < 3 else 1.6 for panel in row if panel.kind == "curve"]
-    plots += [0.27 * max(1, len(_arms(panel, scores))) for panel in row if panel.kind == "interval"]
+    narrow = len(row) > 2 or row[0].kind == "curves"
+    plots = [1.6 if narrow else 1.9 for panel in row if panel.kind in ("curve", "curves", "profile")]
+    plots += [0.27 * max(1, len(_arms(panel, scores))) for panel in row if panel.kind in ("interval", "pooled")]
     return ABOVE + max(plots) + BOTTOM + LINE * bool(_diverged(row, scores))
 
 
@@ -252,7 +306,7 @@ def _diverged(row: tuple[Panel, ...], scores: Scores) -> list[str]:
     """Arms of a row's curves of which seeds diverged, with how many."""
     found = []
     for panel in row:
-        for arm in _arms(panel, scores) if panel.kind == "curve" else ():
+        for arm in _arms(panel, scores) if panel.kind in ("curve", "curves") else ():
             last_S = scores.curve(panel.measure, arm, panel.setting)[2][-1]
             if lost := sum(not math.isfinite(value) for value in last_S):
                 found.append(f"{look(arm).label} {lost} of {len(last_S)}")
@@ -261,7 +315,14 @@ def _diverged(row: tuple[Panel, ...], scores: Scores) -> list[str]:
 
 def _arms(panel: Panel, scores: Scores) -> list[str]:
     """The arms of a panel that have something to show."""
-    return [arm for arm in ordered(panel.arms or scores.arms()) if scores.has(panel.measure, arm, panel.setting)]
+    settings = panel.settings if panel.kind in ("pooled", "profile") else (panel.setting,)
+    arms = ordered(panel.arms or scores.arms())
+    return [arm for arm in arms if any(scores.has(panel.measure, arm, setting) for setting in settings)]
+
+
+def _told_apart(arms: list[str]) -> list[str]:
+    """The arms without the combinations, like `l2+nap`, whose method is among them: these look alike; titles say which."""
+    return [arm for arm in arms if arm.rpartition("+")[0] not in arms or arm.rpartition("+")[2] not in WITH]
 
 
 def _legend(figure: Any, arms: list[str]) -> None:
@@ -286,7 +347,7 @@ def _reference(ax: Any, panel: Panel) -> None:
     if panel.reference is None:
         return
     level, name = panel.reference
-    if panel.kind == "curve":
+    if panel.kind in ("curve", "curves"):
         ax.axhline(level, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
         _note(ax, name, (0.01, level), (0, 2), ax.get_yaxis_transform())
     else:
@@ -363,6 +424,77 @@ def _interval(ax: Any, panel: Panel, scores: Scores) -> None:
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     _reference(ax, panel)
+
+
+def _pool(panel: Panel, arm: str, scores: Scores) -> tuple[Any, int]:
+    """Values [S, T] of the seeds that are finite in every setting, and how many seeds are not."""
+    import numpy as np
+
+    by_setting = [scores.values(panel.measure, arm, setting) for setting in panel.settings]
+    seeds = sorted(set.intersection(*(set(values) for values in by_setting)))
+    values_ST = np.array([[values[seed] for values in by_setting] for seed in seeds]).reshape(-1, len(by_setting))
+    is_finite_S = np.isfinite(values_ST).all(axis=1)
+    return values_ST[is_finite_S], int((~is_finite_S).sum())
+
+
+def _pooled(ax: Any, panel: Panel, scores: Scores) -> None:
+    """One row per arm: the pooled score with its 95 % interval; how many settings, seeds and diverged seeds at the right."""
+    from nap_bench import stats
+
+    arms = _arms(panel, scores)
+    if not arms:
+        return _nothing(ax)
+    for row, arm in enumerate(arms):
+        values_ST, num_lost = _pool(panel, arm, scores)
+        if len(values_ST):
+            found, style = stats.pooled_interval(values_ST, panel.pool), look(arm)
+            ax.plot([found.low, found.high], [row] * 2, color=style.color, linewidth=2.2)
+            ax.plot(found.estimate, row, style.marker, color=style.color, markersize=6.5, markeredgecolor="white")
+        lost = f", {num_lost} diverged" if num_lost else ""
+        note = f"{len(panel.settings)} x n={len(values_ST)}{lost}"
+        _note(ax, note, (1, row), (3, 0), ax.get_yaxis_transform(), va="center")
+    ax.set_yticks(range(len(arms)), [look(arm).label for arm in arms], color=INK)
+    ax.set_ylim(len(arms) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    _reference(ax, panel)
+
+
+def _profile(ax: Any, panel: Panel, scores: Scores) -> None:
+    """Share of seeds and settings above x, with its 95 % stratified bootstrap interval at each x (Agarwal et al. 2021)."""
+    import numpy as np
+
+    from nap_bench import stats
+
+    arms = _arms(panel, scores)
+    if not arms:
+        return _nothing(ax)
+    xs = np.linspace(0.0, panel.upto, PROFILE_POINTS)
+    for order, arm in enumerate(arms):
+        values_ST, _ = _pool(panel, arm, scores)
+        if not len(values_ST):
+            continue
+        style = look(arm)
+        found = [stats.pooled_interval(values_ST > x, "mean") for x in xs]
+        mark = (order * 6 // len(arms), 6)
+        ax.plot(
+            xs,
+            [share.estimate for share in found],
+            color=style.color,
+            linestyle=style.dash,
+            linewidth=2,
+            marker=style.marker,
+            markersize=4.5,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            markevery=mark,
+        )
+        low, high = np.clip([[share.low, share.high] for share in found], 0.0, 1.0).T
+        ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
+    ax.set_ylim(0.0, 1.0)
+
+
+DRAWN = {"curve": _curve, "curves": _curve, "interval": _interval, "pooled": _pooled, "profile": _profile}
 
 
 def parse_setting(setting: str) -> dict[str, str]:

@@ -25,6 +25,10 @@ CAPTIONS = {
     "curve": "Curves: the thick line is the mean over seeds, the band its 95 % t interval, each thin line a seed; a "
     "cross marks where a seed diverged and left the mean.",
     "interval": "Rows: the large mark is the mean, the bar its 95 % t interval, each dot a seed.",
+    "curves": "Small plots: a task each, lines as in curves.",
+    "pooled": "Pooled rows: seeds and tasks together, the bar a 95 % interval from the bootstrap stratified by task; tasks x seeds "
+    "at the right, only tasks of which every arm has results.",
+    "profile": "Profiles: the share of seeds and tasks above x, the band a 95 % interval from the bootstrap stratified by task.",
     "map": "Maps: mean paired difference over the seeds that diverged on neither side; bold with a dot where its 95 % "
     "interval excludes zero.",
 }

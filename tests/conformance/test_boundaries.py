@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from nap_bench import session
 from nap_bench import train as loop
 from nap_bench.benchmarks import RandomLabels
 from nap_bench.experiments.base import make_run
@@ -30,7 +31,7 @@ def run_of(stack: str, **benchmark):
     )
 
 
-class StopAt(loop.Control):
+class StopAt(session.Control):
     """Asks to stop once an update was done: the loop reports at every one."""
 
     def __init__(self, step: int):
@@ -53,15 +54,15 @@ class StopAt(loop.Control):
 def test_a_run_cut_at_a_task_switch_goes_on_to_the_same_bytes(stack, stop, tmp_path, monkeypatch):
     run = run_of(stack)
     clock = iter(range(10**9))  # a second passes at every look, so that every update is reported
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: 2.0 * next(clock))
+    monkeypatch.setattr(session.time, "perf_counter", lambda: 2.0 * next(clock))
     folders = [RunFolder(tmp_path / name, run) for name in ("whole", "cut")]
     for folder in folders:
         folder.open()
     never = dict(data_dir=None, device="cpu")
-    loop.train(run, folders[0], control=loop.Control(checkpoint_seconds=1e9), **never)
-    with pytest.raises(loop.Interrupted, match=f"update {stop} "):
+    loop.train(run, folders[0], control=session.Control(checkpoint_seconds=1e9), **never)
+    with pytest.raises(session.Interrupted, match=f"update {stop} "):
         loop.train(run, folders[1], control=StopAt(stop), **never)
-    loop.train(run, folders[1], control=loop.Control(checkpoint_seconds=1e9), **never)
+    loop.train(run, folders[1], control=session.Control(checkpoint_seconds=1e9), **never)
     assert folders[0].metrics.read_bytes() == folders[1].metrics.read_bytes()
 
 
@@ -77,7 +78,7 @@ def test_a_weight_that_was_reset_to_zero_is_left_alone_by_the_projection(stack, 
     run = run_of(stack)
     folder = RunFolder(tmp_path, run)
     folder.open()
-    ended = loop.train(run, folder, data_dir=None, device="cpu", control=loop.Control())
+    ended = loop.train(run, folder, data_dir=None, device="cpu", control=session.Control())
     assert [seed["status"] for seed in ended["status"]] == ["complete"] * 2
 
 

@@ -15,12 +15,23 @@ import torch
 
 from nap_bench import update
 from nap_bench.benchmarks import BENCHMARKS
+from nap_bench.experiments.base import make_run
 from nap_bench.methods import METHODS, parse_stack, stack_of
 from nap_bench.optimizers import SGD, Adam
+from nap_bench.schedules import Constant
 from nap_bench.spec import PROTOCOL, ModelSpec, Part
 from nap_bench.state import build
 
 FILE = Path(__file__).parent / "losses.json"
+IMAGES = BENCHMARKS["stationary_images"](
+    dataset="digits", num_evaluations=2, steps_per_evaluation=10, batch_size=16, held_out=597, augment="crop", padding=1
+)
+VGG = (("channels", (4, 6)), ("own_norm", "batch"), ("stages", (1, 1)), ("widths", (12,)))
+RESNET = (("blocks", (1, 1)), ("channels", (8, 16)), ("own_norm", "batch"), ("stem", "small"))
+STRINGS = dict(num_strings=12, length=9, vocabulary=16, num_tasks=2, steps_per_task=10, batch_size=8)
+TRANSFORMER = ModelSpec(
+    family="transformer", size=(("d_model", 16), ("entrance", "layer"), ("heads", 2), ("widths", (24, 16)))
+)
 TASKS = {
     "class_incremental": (
         BENCHMARKS["class_incremental"](
@@ -28,6 +39,7 @@ TASKS = {
         ),
         ModelSpec(family="mlp", size=(("widths", (24, 16)),)),
     ),
+    "copying": (BENCHMARKS["copying"](**STRINGS, copied=4), TRANSFORMER),
     "permuted_inputs": (
         BENCHMARKS["permuted_inputs"](dataset="digits", num_examples=64, num_tasks=2, steps_per_task=10, batch_size=16),
         ModelSpec(family="mlp", size=(("widths", (24, 16)),)),
@@ -40,6 +52,9 @@ TASKS = {
         BENCHMARKS["random_labels"](dataset="patches", num_examples=64, num_tasks=2, steps_per_task=10, batch_size=16),
         ModelSpec(family="cnn", size=(("channels", (4, 6)), ("kernel", 3), ("pool_after", (0,)), ("widths", (12,)))),
     ),
+    "random_strings": (BENCHMARKS["random_strings"](**STRINGS), TRANSFORMER),
+    "stationary_images": (IMAGES, ModelSpec(family="vgg", size=VGG, init="he")),
+    "stationary_images/resnet": (IMAGES, ModelSpec(family="resnet", size=RESNET, init="he")),
     "true_labels": (
         BENCHMARKS["true_labels"](dataset="digits", num_examples=64, num_tasks=2, steps_per_task=10, batch_size=16),
         ModelSpec(family="mlp", size=(("widths", (24, 16)),)),
@@ -48,8 +63,30 @@ TASKS = {
 OPTIMIZERS = {"adam": (Adam(), 0.01), "momentum": (SGD(momentum=0.9), 0.05)}
 ALONE = {"implicit_schedule": "nap+implicit_schedule", "group_norm": "group_norm(groups=2)"}
 """Methods that exist only in a stack, or not at their defaults in these networks."""
-CASES = [(task, stack, rule) for task in TASKS for stack in ("baseline", *METHODS) for rule in OPTIMIZERS]
 SEEDS = (0, 1)
+
+
+def exists(task: str, stack: str) -> bool:
+    """Whether the network of a task can have a method: a transformer has no batch norm."""
+    benchmark, spec = TASKS[task]
+    run = make_run(
+        benchmark=benchmark,
+        model=spec,
+        stack=ALONE.get(stack, stack),
+        optimizer=Adam(),
+        schedule=Constant(0.01),
+        seeds=SEEDS,
+    )
+    return stack_of(run.methods).why_not(run) is None
+
+
+CASES = [
+    (task, stack, rule)
+    for task in TASKS
+    for stack in ("baseline", *METHODS)
+    for rule in OPTIMIZERS
+    if exists(task, stack)
+]
 
 
 def key(task: str, stack: str, rule: str) -> str:

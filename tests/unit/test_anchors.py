@@ -1,6 +1,9 @@
 """Anchors outside ourselves: what the paper (arXiv 2407.01800) proves, checked in float64 by autograd.
 
-Small networks written out here stand against the suite's norms, metrics and effective learning rates.
+Small networks written out here stand against the suite's norms, metrics and effective learning rates. At the end: the
+numbers of other public work that a CPU can reach, each with its source and tolerance. These are counts and closed forms. Of an
+accuracy after training there is none: the papers on plasticity show theirs in figures, and the one public table of a small
+NaP comparison that we know of (five arms on MNIST, 512 updates) leaves out what would be needed to repeat it.
 S seeds, B examples, D units.
 """
 
@@ -11,10 +14,14 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
+from nap_bench.experiments import streams_kumar
+from nap_bench.methods import parse_stack, stack_of
 from nap_bench.metrics.norms import effective_learning_rate, global_norm, relative_update, rotation_angle, update_parts
 from nap_bench.metrics.plasticity import dead_fraction, linearised_fraction
 from nap_bench.models.blocks import LayerNorm, RMSNorm
-from nap_bench.spec import ModelSpec
+from nap_bench.optimizers import Adam
+from nap_bench.spec import ModelSpec, Part
+from nap_bench.state import build
 
 PHI = {"relu": torch.relu, "tanh": torch.tanh}
 
@@ -221,3 +228,55 @@ def test_prop_2_a_normalised_network_is_no_longer_piecewise_linear():
 
     assert bend(lambda h: h) < 1e-14
     assert bend(f_rms) > 1e-9
+
+
+# Numbers of other public work
+
+
+@pytest.mark.parametrize(
+    ("net", "shapes", "kept"),
+    [
+        ("mlp", ((1, 28, 28), 10), {"widths": (91, 91)}),
+        ("cnn", ((3, 32, 32), 10), {"channels": (11, 11), "widths": (73, 73)}),
+    ],
+)
+def test_crelu_has_as_many_parameters_where_kumar_et_al_remove_their_share_of_units(net, shapes, kept):
+    """Kumar et al. 2023 remove 9 % of the units of 784-100-100-10, and 27 % of their convolutional network's, for CReLU to have
+    as many parameters; of 16 channels, rounded down. Tolerance: 1 %, about a unit of a hundred."""
+
+    def num_parameters(stack: str = "baseline", **changes) -> int:
+        model = stack_of(parse_stack(stack)).transform_model(ModelSpec(**{**streams_kumar.NETS[net], **changes}))
+        return build(model, Part.of(Adam()), (0,), shapes, "meta").num_parameters
+
+    relu = num_parameters()
+    size = tuple((key, kept.get(key, value)) for key, value in streams_kumar.NETS[net]["size"])
+    assert num_parameters(activation="crelu", size=size) / relu == pytest.approx(1.0, abs=0.01)
+    assert num_parameters(f"crelu(keep={streams_kumar.KEEP[net]})") / relu == pytest.approx(1.0, abs=0.01)
+    assert num_parameters("crelu") / relu > 1.1  # so the share matters
+
+
+def test_tasks_of_kumar_et_al_are_as_many_passes_as_they_say():
+    """Kumar et al. 2023: 1200 images for 400 passes in batches of 16; 10,000 images for one. Exact."""
+    tasks = streams_kumar.TASKS["paper"]
+    for stream, num_images, num_passes in (("shuffled_labels", 1200, 400), ("permuted_pixels", 10000, 1)):
+        task = tasks[stream]
+        assert task["num_examples"] == num_images
+        assert task["steps_per_task"] * task["batch_size"] == num_passes * num_images
+    assert (tasks["shuffled_labels"]["num_tasks"], tasks["permuted_pixels"]["num_tasks"]) == (50, 500)
+
+
+def test_a_unit_of_age_100_has_a_raw_utility_of_0_634_of_its_own():
+    """Loss-of-plasticity's decay 0.99: the running mean of a unit that is always as useful is 0.634 of it at age 100, so that one
+    that ranks by it replaces what has just matured (reported of public code, SlopDotCash/asi #2343). Tolerance: rounding."""
+    methods = stack_of(parse_stack("continual_backprop(rate=1e-9, maturity=1000)"))
+    spec = ModelSpec(family="mlp", size=(("widths", (4,)),))
+    state = build(spec, Part.of(Adam()), (0, 1), ((1, 3, 3), 2), "cpu")
+    (method,) = methods
+    state.slots[method.name] = method.setup(state)
+    state.acts = {units.name: torch.ones(2, 5, units.size) for units in state.units}
+    for _ in range(100):
+        state.step += 1
+        method.after_step(state)
+    weights_SU = state.params["output.weight"].detach().abs().sum(dim=2)
+    ratio = state.slots[method.name]["utility"] / weights_SU
+    assert torch.allclose(ratio, torch.full_like(ratio, 0.634), atol=5e-4)

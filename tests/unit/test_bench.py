@@ -14,6 +14,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "P
 sys.path.insert(0, str(ROOT / "bench"))
 
 import measure  # noqa: E402
+import methods  # noqa: E402
+
+from nap_bench.methods import METHODS  # noqa: E402
 
 
 def call(*command: object) -> subprocess.CompletedProcess:
@@ -26,6 +29,8 @@ def call(*command: object) -> subprocess.CompletedProcess:
         ("seeds", ("plain loop", "8 seeds")),
         ("projection", ("  100    16", "  512   128")),
         ("cnn", ("separate", "by_seed", "grouped")),
+        ("rainbow", ("data-efficient  reference", "data-efficient  one run", "goal: one run on a GPU")),
+        ("images", ("fixed batch", "with data", "images read per second")),
         ("methods", ("l2 ", "shrink_perturb ", "goal: noisy_updates over the baseline")),
     ],
 )
@@ -60,6 +65,18 @@ def test_every_subject_meets_every_round_and_the_first_round_is_not_counted():
     subjects = {name: lambda name=name: order.append(name) for name in ("a", "b")}
     times = measure.interleaved(subjects, blocks=3, device="cpu")
     assert order == ["a", "b"] * 4 and {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_page_of_a_method_quotes_its_cost_from_the_table_of_one_run(name):
+    text, page = methods.TABLE.read_text(), (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+    wanted = methods.paragraph(name, text)
+    assert page.endswith(wanted) and page.count("Measured over") == 1, "python bench/methods.py --pages"
+    (row,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    numbers = row.split(maxsplit=1)[1].split("  ")
+    assert all(number.strip() in wanted.replace("\n", " ") for number in numbers if number.strip() not in ("", "-"))
+    for part in ("8 seeds", "torch", "load average", "15 interleaved blocks"):
+        assert part in wanted.replace("\n", " ")
 
 
 @pytest.mark.slow

@@ -107,6 +107,13 @@ def trained(stack: str, num_steps: int = 12):
     return state
 
 
+def test_the_page_on_reinforcement_learning_trains_what_it_shows(follow):
+    module = follow(DOCS / "reinforcement-learning.md")
+    assert [seed["status"] for seed in module.ended["status"]] == ["complete"] * 4
+    for path in re.findall(r"`(nap_bench/\S+\.py)`", (DOCS / "reinforcement-learning.md").read_text()):
+        assert (ROOT / path).is_file(), path
+
+
 def test_the_page_on_methods_makes_a_method_that_works_alone_and_with_nap(follow):
     follow(DOCS / "adding-a-method.md")
     assert torch.equal(trained("clip_weights(limit=None)").flat, trained("baseline").flat)

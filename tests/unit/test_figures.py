@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nap_bench.report import figures
 from nap_bench.report.figures import LOOKS, Panel, draw, look, middle, ordered
 from nap_bench.report.scores import Score, Scores
 
@@ -188,3 +189,16 @@ def test_a_logarithmic_axis_of_few_points_names_them(svg, written):
 def test_an_impossible_panel_is_refused(wrong):
     with pytest.raises(ValueError, match="Panel 'late'"):
         Panel(**{"measure": "late", **wrong})
+
+
+def test_the_legend_names_a_method_once_where_it_stands_with_and_without_nap(svg, monkeypatch):
+    named = []
+    monkeypatch.setattr(figures, "_legend", lambda figure, arms: named.extend(arms))
+    svg(curves(("l2", "l2+nap", "redo+nap", "nap")), CURVE)
+    assert named == ["nap", "l2", "redo+nap"]
+
+
+def test_a_panel_is_drawn_only_at_its_scales():
+    everywhere, large = Panel(kind="interval", measure="a"), Panel(kind="interval", measure="b", scales=("paper",))
+    assert figures.at((everywhere, large), "laptop") == (everywhere,)
+    assert figures.at((everywhere, large), "paper") == (everywhere, large)

@@ -1,5 +1,6 @@
 """Gradients of single examples, tangent kernel, curvature: against autograd one example and one seed at a time."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -10,15 +11,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nap_bench import update
 from nap_bench.benchmarks import ClassIncremental, RandomLabels
 from nap_bench.benchmarks.base import PREVIOUS
+from nap_bench.experiments.base import make_run
 from nap_bench.methods import parse_stack, stack_of
 from nap_bench.metrics import landscape, ranks
-from nap_bench.metrics.probe import METRICS, Probe, measure
+from nap_bench.metrics.probe import METRICS, OF_UPDATE, Probe, UpdateProbe, measure, measure_update
 from nap_bench.optimizers import Adam
 from nap_bench.rng import generator
+from nap_bench.schedules import Constant
 from nap_bench.spec import ModelSpec, Part
 from nap_bench.state import build
+from nap_bench.store import RunFolder
+from nap_bench.train import Control, train
 
 MLP = dict(family="mlp", size=(("widths", (8, 8)),))
 TINY = dict(family="mlp", size=(("widths", (3, 3)),))
@@ -262,7 +268,65 @@ def test_a_benchmark_records_what_it_names_at_the_ends_of_tasks_only():
 def test_every_metric_stands_on_the_page_about_metrics():
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     listed = re.findall(r"^\| `(\w+)` \|.*\|.*\|$", page[page.index("## On request") :], re.MULTILINE)
-    assert listed == [*METRICS, PREVIOUS]
+    assert listed == [*METRICS, PREVIOUS, *OF_UPDATE]
+
+
+def updated(stack, seeds=(0, 1, 2), lr=0.01):
+    """A probe of one update on a batch, and the plain facts about it: losses [S] before and after, in training."""
+    methods = stack_of(parse_stack(stack))
+    state = build(methods.transform_model(ModelSpec(**MLP)), Part.of(Adam()), seeds, STREAM.shapes, "cpu")
+    state.lr.fill_(lr)
+    for method in methods:
+        state.slots[method.name] = method.setup(state)
+    batch = STREAM.batch(STREAM.load(None, "cpu"), seeds, 0)
+    before_SP = state.eval_params.clone()
+    losses_S = STREAM.loss(update.forward(state, methods, batch[0]), batch[1])
+    update.grad_step(state, [losses_S], methods)
+    update.tail(state, methods)
+    return UpdateProbe(state, batch, STREAM.loss, losses_S.detach(), before_SP)
+
+
+@pytest.mark.parametrize("stack", ["baseline", "nap", "batch_norm"])
+def test_metrics_of_an_update_are_those_of_its_two_ends_and_touch_nothing(stack):
+    probe = updated(stack)
+    state = probe.state
+    kept = [state.flat.detach().clone(), *(buffer.clone() for buffer in state.buffers.values())]
+    found = measure_update(("srank", *OF_UPDATE), probe)
+    assert found.keys() == {f"probe/{name}" for name in OF_UPDATE}
+    after = [state.flat.detach(), *state.buffers.values()]
+    assert all(torch.equal(a, b) for a, b in zip(kept, after, strict=True))
+    inputs, y_SB = probe.batch
+    with torch.no_grad():
+        loss_S = STREAM.loss(state.forward(inputs, training=True), y_SB)
+    share_S = (1 - loss_S / probe.before_S).clamp(0, 1)
+    assert torch.equal(found["probe/one_step_plasticity"], share_S) and (share_S > 0.01).all()
+    angles = []
+    for name in ("linears.0.weight", "linears.1.weight"):
+        u, v = (state.view(flat, name).flatten(1).double() for flat in (probe.before_SP, state.eval_params))
+        angles.append(torch.acos(F.cosine_similarity(u, v, dim=1)))
+    expected = (angles[0] * angles[1]).sqrt().float()
+    assert torch.allclose(found["probe/rotation_angle"], expected, rtol=1e-4) and (expected > 1e-3).all()
+
+
+def test_an_update_that_changes_nothing_turns_nothing_and_helps_nothing():
+    found = measure_update(OF_UPDATE, updated("baseline", lr=0.0))
+    assert not any(values_S.any() for values_S in found.values())
+
+
+def test_metrics_of_updates_are_recorded_at_every_probe_and_change_no_other_number(tmp_path):
+    rows = []
+    for metrics in ((), tuple(OF_UPDATE)):
+        stream = dataclasses.replace(STREAM, metrics=metrics, probes_per_task=2)
+        how = dict(model=ModelSpec(**MLP), stack="batch_norm", optimizer=Adam(), schedule=Constant(0.01), seeds=(0, 1))
+        folder = RunFolder(tmp_path, make_run(benchmark=stream, **how))
+        folder.open()
+        result = train(folder.run, folder, data_dir=None, device="cpu", control=Control())
+        assert result["cost"]["extra_forward_passes"] == 0
+        rows.append(folder.metrics.read_text().splitlines())
+    new = [row for row in rows[1] if row.split(",")[2].removeprefix("probe/") in OF_UPDATE]
+    assert [row for row in rows[1] if row not in new] == rows[0]
+    assert {row.split(",")[0] for row in new} == {"2", "4", "6", "8"}
+    assert {row.split(",")[2] for row in new} == {f"probe/{name}" for name in OF_UPDATE}
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest():
