@@ -38,10 +38,10 @@ quick: env  ## one exhibit of it, in about 90 seconds
 	$(call snakemake,quick,reports/quick/laptop/index.html)
 
 test: cluster  ## the tests, at most 10 minutes; those that need a browser only where there is one
-	@$(RUN) pytest
+	@$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
 
 test-all: cluster browser  ## all tests that need no GPU, slow ones and the browser's included
-	@$(RUN) pytest -m "not gpu and not apptainer and not slurm" --require-browser
+	@$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal -m "not gpu and not apptainer and not slurm" --require-browser
 
 test-cluster: cluster  ## a real image is built and used, a real SLURM is started; each only where its programs are
 	@$(RUN) pytest -m "apptainer or slurm" --timeout 3600

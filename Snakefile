@@ -1,4 +1,6 @@
 # nap_bench: from the plan to the report. `snakemake` runs the laptop scale; `--config scale=paper` the paper's.
+import sys
+
 from snakemake.utils import min_version
 
 min_version("9.14")
@@ -30,6 +32,8 @@ rule quick:
 onstart:
     try:
         HELD.append(plan.hold("store", config["store_dir"]))
+        if demand := plan.demand(LINES):
+            print(demand, file=sys.stderr)
         if IMAGE:
             apptainer.check(IMAGE, workflow.deployment_settings.apptainer_args, FOLDERS)
         cluster.prepare(workflow, config)

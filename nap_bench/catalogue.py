@@ -137,6 +137,8 @@ def _exhibit(name: str, module: ModuleType, lines: list[dict[str, Any]]) -> Iter
             for arm, setting in line["uses"].get(scale, {}).get(name, []):
                 places.setdefault(arm, []).append(setting)
         yield from _wrapped(f"{scale}: " + ", ".join(f"{arm} x{len(found)}" for arm, found in places.items()))
+        if demand := plan.demand([line for line in lines if name in line["uses"].get(scale, {})]):
+            yield from _wrapped(demand)
     yield ""
     yield f"code: {_code(module.__name__)}"
 

@@ -188,6 +188,29 @@ def packs(lines: list[dict], size: int, selected: list[dict] | None = None) -> d
     return {name: pack for name, pack in narrowed.items() if pack}
 
 
+MEASURED_FPS = 49
+"""Frames per second of one run with DQN Zoo's network on one core of an AMD EPYC (torch 2.13.0+cpu, bench/rainbow.py, n = 7)."""
+AIMED_FPS = 20_000
+"""The aim for one run on a GPU. NOT MEASURED."""
+WORTH_SAYING = 10_000_000
+"""Frames; less needs no warning."""
+
+
+def demand(lines: list[dict]) -> str | None:
+    """What Atari runs will take, for people; None where it is not worth saying."""
+    wanted = [line["demand"] for line in lines if "demand" in line]
+    frames, largest = sum(d["frames"] for d in wanted), max((d["disk_bytes"] for d in wanted), default=0)
+    if frames < WORTH_SAYING:
+        return None
+    hours = frames / 3600
+    return (
+        f"Atari: {len(wanted)} runs, {frames / 1e9:,.1f} G frames, evaluation included. A run under way keeps a checkpoint of up "
+        f"to {largest / 1e9:.1f} GB, replay included, and as much in memory. Measured on a CPU core: {MEASURED_FPS} frames/s, so "
+        f"{hours / MEASURED_FPS:,.0f} core-hours. On a GPU: NOT MEASURED; at {AIMED_FPS:,} frames/s, the aim, "
+        f"{hours / AIMED_FPS:,.0f} GPU-hours."
+    )
+
+
 def _changed(part: dict[str, Any], registry: dict[str, type]) -> dict[str, Any]:
     defaults = {f.name: f.default for f in dataclasses.fields(registry[part["name"]])}
     params = {k: v for k, v in part["params"].items() if v != defaults[k]}
@@ -257,6 +280,7 @@ def _line(run, where: str) -> dict[str, Any]:
         "uses": {},
         "run": compact(run),
         **({"data": benchmark.download} if benchmark.download else {}),
+        **({"demand": demand} if (demand := benchmark.demand(len(run.seeds))) else {}),
     }
 
 

@@ -46,6 +46,7 @@ class Atari(RLBenchmark):
 
     name: ClassVar[str] = "atari"
     environments: ClassVar[str] = "envs"
+    resources: ClassVar[str] = "atari"
 
     games: tuple[str, ...]
     cycles: int = 1
@@ -76,9 +77,13 @@ class Atari(RLBenchmark):
             )
         super().__post_init__()
 
-    @property
-    def resources(self) -> str:
-        return "atari"
+    def demand(self, num_seeds: int) -> dict[str, int]:
+        """Frames, evaluation included, and bytes of a checkpoint, nearly all of them the replay's."""
+        evaluated = self.bins_per_visit * self.eval_steps * self.eval_envs * FRAME_SKIP
+        frames = self.num_visits * (self.frames_per_visit + evaluated) * num_seeds
+        height, width = self.frame_shape
+        kept = min(self.capacity, self.steps_per_visit * (self.num_visits if self.replay == "keep" else 1))
+        return {"frames": frames, "disk_bytes": num_seeds * kept * (height * width + 28)}
 
     @property
     def num_visits(self) -> int:

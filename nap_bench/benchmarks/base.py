@@ -26,15 +26,29 @@ class Data(Protocol):
     inputs: Tensor
 
 
-class SupervisedBenchmark(Component):
+class Benchmark(Component):
+    """What the plan asks of every benchmark.
+
+    loop: key of `jobs.LOOPS`.  resources: class of the workflow's rule.  download: the dataset in nap_bench.data that has to be on
+    disk, None if what is needed comes with a dependency.
+    """
+
+    loop: ClassVar[str]
+    resources: ClassVar[str] = "small"
+    download: str | None = None
+
+    def demand(self, num_seeds: int) -> dict[str, int]:
+        """Frames and bytes of disk that a run takes, where people should know before it starts; else nothing."""
+        return {}
+
+
+class SupervisedBenchmark(Benchmark):
     """A stream of tasks.
 
     Data are a pure function of (seed, step): resuming, blocks of seeds and paired comparison need nothing else.
     """
 
     loop: ClassVar[str] = "supervised"
-    resources: ClassVar[str] = "small"
-
     steps_per_task: int
     flow: bool = False
     """Whether every update is measured for the gradient-flow check (metrics/flow.py): costs a copy of the parameters."""
@@ -50,11 +64,6 @@ class SupervisedBenchmark(Component):
     def shapes(self) -> tuple[tuple[int, ...], int]:
         """Shape of one input, number of outputs."""
         raise NotImplementedError
-
-    @property
-    def download(self) -> str | None:
-        """The dataset in nap_bench.data that has to be on disk, None if what it needs comes with a dependency."""
-        return None
 
     def task_at(self, step: int) -> int:
         """The task that the update number `step` (from 0) belongs to."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nap_bench.spec import Component, later, nearest
+from nap_bench.benchmarks.base import Benchmark
+from nap_bench.spec import later, nearest
 
 REPLAY, TARGET = ("clear", "keep"), ("copy", "keep")
 """At a switch: what becomes of the replay, and of the target network."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLBenchmark(Component):
+class RLBenchmark(Benchmark):
     """`num_visits` visits of equally many steps each, one after another, by one agent. Defaults are DQN Zoo's Rainbow.
 
     A visit begins with `min_fill` steps without updates, whether or not the replay was kept, so that visits have equally many
@@ -104,14 +105,6 @@ class RLBenchmark(Component):
             )
         if not 0 <= self.first_visit:
             raise ValueError(f"{self.name} wants first_visit >= 0; found {self.first_visit}.")
-
-    @property
-    def resources(self) -> str:
-        return "small"
-
-    @property
-    def download(self) -> str | None:
-        return None
 
     @property
     def rebuild_steps(self) -> int | None:

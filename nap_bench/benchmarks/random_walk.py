@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nap_bench.benchmarks.base import Benchmark
 from nap_bench.rng import generator
-from nap_bench.spec import Component, nearest
+from nap_bench.spec import nearest
 
 NORMS = ("none", "identity", "centre", "rms", "layer")
 RULES = ("gd", "sign")
@@ -22,7 +23,7 @@ STEPS_PER_CHUNK = 20
 
 
 @dataclass(frozen=True)
-class RandomWalk(Component):
+class RandomWalk(Benchmark):
     """Vectors v from N(0, I), each pushed for `num_steps` steps by z from N(0, I) drawn anew at each step.
 
     Simulated, not learnt: no network, no data, no optimizer. The step size is the schedule's (the paper's: 1).
@@ -39,8 +40,6 @@ class RandomWalk(Component):
 
     name: ClassVar[str] = "random_walk"
     loop: ClassVar[str] = "simulation"
-    resources: ClassVar[str] = "small"
-    download: ClassVar[None] = None
 
     norm: str
     rule: str

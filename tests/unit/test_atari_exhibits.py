@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from nap_bench import stats
+from nap_bench import plan, stats
 from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.experiments import fig4_schedules as fig4
 from nap_bench.experiments import fig6_atari57 as fig6
@@ -52,6 +52,16 @@ def judged(name, scale, levels=GOOD, entries=None):
 
 
 # runs
+
+
+def test_what_the_paper_scale_takes_is_said_and_a_smoke_run_says_nothing():
+    lines = plan.load(plan.ROOT / "config" / "plan.jsonl")
+    at = {scale: [line for line in lines if "fig6_atari57" in line["uses"].get(scale, {})] for scale in plan.SCALES}
+    assert plan.demand(at["laptop"]) is None
+    said = plan.demand(at["paper"])
+    frames = 57 * 4 * 4 * (200_000_000 + 200 * (500_000 // 4 // 16) * 16 * 4)
+    assert f"912 runs, {frames / 1e9:,.1f} G frames" in said and "up to 7.1 GB" in said and "NOT MEASURED" in said
+    assert f"{frames / 3600 / plan.AIMED_FPS:,.0f} GPU-hours" in said
 
 
 def test_paper_scale_is_57_games_4_agents_4_seeds_of_200_million_frames():

@@ -56,7 +56,9 @@ def test_reported_seeds_are_at_least_eight_and_never_tuning_seeds(lines):
         if set(line["uses"]) == {plan.TUNING}:
             assert set(line["run"]["seeds"]) <= set(TUNING_SEEDS)
         else:
-            assert len(line["run"]["seeds"]) >= 8 and not set(line["run"]["seeds"]) & set(TUNING_SEEDS)
+            assert not set(line["run"]["seeds"]) & set(TUNING_SEEDS)
+            large = line["resources"] == "atari" or line.get("data") == "imagenet"  # a run is one seed; the paper's few seeds
+            assert large or len(line["run"]["seeds"]) >= 8
 
 
 def test_identical_cells_are_run_once_and_shared_between_exhibits(tmp_path, monkeypatch):
