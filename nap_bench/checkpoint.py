@@ -56,7 +56,8 @@ def load(path: Path, run_id: str, device: str) -> dict[str, Any] | None:
         raise ValueError(
             f"Checkpoint {path} is damaged ({num_bytes} bytes, checksum differs). Delete it: the run starts from its beginning."
         )
-    content = torch.load(path, map_location=device, weights_only=True)
+    on_cpu = torch.device(device).type == "cpu"  # there pages of the file serve as memory until they are written to
+    content = torch.load(path, map_location=device, weights_only=True, mmap=on_cpu)
     if content["run_id"] != run_id:
         raise ValueError(
             f"Checkpoint {path} belongs to run {content['run_id']}, wanted {run_id}. It was copied here: delete it, the run "

@@ -254,16 +254,28 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def planned_seeds(experiment, lines: list[dict], scale: str, exhibit: str) -> dict[tuple[str, str], list[int]]:
+    """(arm, setting) of an exhibit's scores -> the seeds that the plan has for them.
+
+    Scores stand where their run does, unless the exhibit's `cells(arm, setting, scale)` says otherwise: a chain of games is
+    scored game by game, controls together.
+    """
+    cells = getattr(experiment, "cells", lambda arm, setting, scale: [(arm, setting)])
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for line in lines:
+        for arm, setting in line["uses"].get(scale, {}).get(exhibit, []):
+            for cell in cells(arm, setting, scale):
+                seeds.setdefault(cell, set()).update(line["run"]["seeds"])
+    return {cell: sorted(found) for cell, found in seeds.items()}
+
+
 def _claims(arguments: argparse.Namespace) -> int:
     from nap_bench.report import claims, scores
 
-    folder = _folder(arguments)
-    seeds: dict[tuple[str, str], list[int]] = {}
-    for line in plan.load(arguments.plan):
-        for arm, setting in line["uses"].get(arguments.scale, {}).get(arguments.exhibit, []):
-            seeds.setdefault((arm, setting), []).extend(line["run"]["seeds"])
+    folder, experiment = _folder(arguments), _experiment(arguments.exhibit)
+    seeds = planned_seeds(experiment, plan.load(arguments.plan), arguments.scale, arguments.exhibit)
     verdicts = claims.judge(
-        _experiment(arguments.exhibit).CLAIMS,
+        experiment.CLAIMS,
         scores.read(folder / "scores" / f"{arguments.exhibit}.csv"),
         exhibit=arguments.exhibit,
         scale=arguments.scale,

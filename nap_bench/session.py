@@ -66,6 +66,7 @@ class Cost:
 def _forget_peak_memory() -> None:
     """Start the process's peak memory anew, so that a run of a pack does not report its predecessor's; on Linux only."""
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     if os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")

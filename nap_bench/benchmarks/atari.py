@@ -55,7 +55,7 @@ class Atari(RLBenchmark):
     sticky: float = 0.0
     noop_max: int = 30
     max_frames: int = 108_000
-    rebuild_frames: int = 20_000_000
+    rebuild_frames: int = 5_000_000
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "games", tuple(self.games))

@@ -41,8 +41,9 @@ class OnDevice:
     test_inputs: Tensor
     test_labels: Tensor
 
-    def first(self, num: int) -> Tensor:
-        return self.inputs[:num]
+    def some(self, num: int) -> tuple[Tensor, Tensor]:
+        """Training images and their labels, the first."""
+        return self.inputs[:num], self.labels[:num]
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.test_inputs.split(IMAGES_AT_ONCE), self.test_labels.split(IMAGES_AT_ONCE), strict=True)
@@ -62,8 +63,12 @@ class InFolders:
     def on_device(self, pixels: Tensor) -> Tensor:
         return imagenet.standardised(pixels.to(self.labels.device))
 
-    def first(self, num: int) -> Tensor:
-        return self.on_device(torch.stack([imagenet.shown_in_evaluation(path) for path in self.train.paths[:num]]))
+    def some(self, num: int) -> tuple[Tensor, Tensor]:
+        """Training images and their labels, evenly spaced: the files stand class after class."""
+        total = len(self.train.paths)
+        index = [i * total // num for i in range(num)]
+        pixels = [imagenet.shown_in_evaluation(self.train.paths[i]) for i in index]
+        return self.on_device(torch.stack(pixels)), self.labels[index]
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         pieces = self.test_labels.split(IMAGES_AT_ONCE)
@@ -92,7 +97,8 @@ class StationaryImages(SupervisedBenchmark):
         "crop_flip"          the same, and mirrored with probability 1/2
         "resized_crop_flip"  a crop of random size and shape brought to size, and mirrored or not ("imagenet")
     label_smoothing: in [0, 1): share of a label's weight spread over all classes, in training and test loss alike.
-    eval_examples: accuracy, loss and diagnostics read so many training images, the first, as they are.
+    eval_examples: accuracy, loss and diagnostics read so many training images as they are: the first, or of "imagenet", whose files
+        stand class after class, evenly spaced ones.
     """
 
     name: ClassVar[str] = "stationary_images"
@@ -233,14 +239,14 @@ class StationaryImages(SupervisedBenchmark):
 
     @torch.no_grad()
     def evaluate(self, state, data: OnDevice | InFolders) -> dict[str, Tensor]:
-        """accuracy, loss and acts on the first training images; test_accuracy and test_loss [S] on all test images."""
+        """accuracy, loss and acts on `eval_examples` training images; test_accuracy and test_loss [S] on all test images."""
 
         def of_all_seeds(tensor: Tensor) -> Tensor:
             return tensor.expand(len(state.seeds), *tensor.shape)
 
         acts: dict[str, Tensor] = {}
-        out_SNK = state.forward(of_all_seeds(data.first(self.eval_examples)), acts)
-        y_SN = of_all_seeds(data.labels[: self.eval_examples])
+        inputs, y_N = data.some(self.eval_examples)
+        out_SNK, y_SN = state.forward(of_all_seeds(inputs), acts), of_all_seeds(y_N)
         found = {"accuracy": accuracy(out_SNK, y_SN), "loss": self.loss(out_SNK, y_SN), "acts": acts}
         correct_S, loss_S = torch.zeros(2, len(state.seeds), device=y_SN.device)
         for inputs, y_N in data.test():

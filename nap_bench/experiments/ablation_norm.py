@@ -19,6 +19,8 @@ DEVIATIONS = (
     "Not in the paper: an exhibit of ours, on the stream and networks of Fig. 5 here (perceptron).",
     "Learning rate: each arm its own, the best of twelve, at laptop scale; scales that are not tuned use one for all.",
     "BatchNorm and GroupNorm (4 groups) take LayerNorm's place; no LayerNorm stands in front of them.",
+    "In training BatchNorm normalises with the statistics of the very batch whose accuracy, before the update, is the measure; "
+    "evaluation at a task's end uses running statistics.",
     "Projected arms let scale and offset decay to their initial values; arms without projection leave them free.",
 )
 

@@ -20,7 +20,8 @@ PAPER = (
 DEVIATIONS = (
     "The paper states this about Atari and single tasks; here it is asked on the stream and with the perceptron of Fig. 5 here, "
     "and at larger scales with the transformer on replaced strings of Fig. 10 here. All its norms are meant, those at the "
-    "entrances too; there a joint projection changes what values read.",
+    "entrances too; there a joint projection changes what values read. "
+    "It also pins the norm of the scales of queries and keys, which is softmax's temperature: softmax is not homogeneous.",
     "Learning rate: the one tuned for NaP with decay and ReLU, for all; with the transformer, that of Fig. 10 here.",
     "Joint projection goes to the initial joint norm, the square root of the number of units; the paper prints 1, which would "
     "change the output of the last hidden layer. With tanh it cannot exist: tanh is not homogeneous.",

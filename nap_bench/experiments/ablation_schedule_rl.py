@@ -20,7 +20,8 @@ DEVIATIONS = (
     "layer by layer; 'adaptive' is Prodigy (Mishchenko & Defazio 2023), which estimates the rate and is not in the paper.",
     "On the sequence of small problems every schedule but 'implicit' begins anew at each switch, as the paper's does in its "
     "sequence; decays end at a 60th of the peak (the paper's ratio, 6.25e-5 to 1e-6), the linear one halfway through a visit. "
-    "Agent, problems, rate and control are those of rl_sequence, whose NaP is the cosine arm.",
+    "Agent, problems and rate are those of rl_sequence, whose NaP is the cosine arm, the only one with a warm-up. Prodigy's "
+    "epsilon is its own, 1e-8, and its distance from the start is the sum of its own steps, without what projection adds.",
     "On single games (workstation and paper scale) it is the five games of fig4_schedules, one of the paper's and four of ours; "
     "cosine ends with training; projection every update, which 'implicit' needs.",
 )

@@ -41,6 +41,9 @@ DEVIATIONS = (
     "a set is replaced, where all good arms are alike), and are not reported: seeds 8 to 15 are. With that first decay, 0.3, NaP "
     "was better than LayerNorm with weight decay and the claim that the two are alike was contradicted; with the tuned one, 3, it "
     "is not. Besides, an arm (NaP without scales) was left out to save time.",
+    "The paper says 'prevents'. The claim with its number asks whether late strings are learnt faster than without projection or "
+    "decay; whether they are as fast as the first is asked apart. Of projection alone and of weight decay that claim was added "
+    "when runs of seeds 8 to 15 had been seen, with the margin of the one about NaP.",
     "'No scale' leaves out scale and offset of every norm, those at the entrances too.",
 )
 
@@ -197,9 +200,10 @@ def _against_the_first(label: str, arm: str, *, falls: bool) -> Paired:
 _UNIT = "online accuracy, last third"
 CLAIMS = (
     Claim(
-        id="plasticity_is_lost_unless_projection_or_decay_prevents_it",
+        id="plasticity_is_lost_and_projection_or_decay_keeps_more_of_it",
         source="App. C.3, Fig. 10",
-        sentence="As strings are replaced, unregularised transformers lose plasticity; projection or weight decay prevents it.",
+        sentence="As strings are replaced, unregularised transformers lose plasticity; projection or weight decay keeps more of "
+        "it.",
         kind="superiority",
         margin=0.05,
         unit=_UNIT,
@@ -220,6 +224,18 @@ CLAIMS = (
         margin=0.05,
         unit=_UNIT,
         measurements=(_against_the_first("NaP, late - first", "nap", falls=False),),
+    ),
+    Claim(
+        id="projection_alone_or_decay_learns_late_strings_as_fast_as_the_first",
+        source="App. C.3, Fig. 10 (ours)",
+        sentence="With projection alone, and with LayerNorm and weight decay, late strings are memorised as fast as the first.",
+        kind="noninferiority",
+        margin=0.05,
+        unit=_UNIT,
+        measurements=(
+            _against_the_first("projection only, late - first", "projection_only", falls=False),
+            _against_the_first("LN + weight decay, late - first", "ln_weight_decay", falls=False),
+        ),
     ),
     Claim(
         id="an_unregularised_scale_slows_learning",

@@ -25,7 +25,8 @@ DEVIATIONS = (
     "Paper scale is DQN Zoo's protocol: 84 x 84 grey frames, four at a time, no sticky actions, minimal action sets, a lost life "
     "as zero discount, 108,000 frames at most, 1M transitions of replay, an update per 16 frames, evaluation for 500k frames after "
     "every 1M. Here 16 environments of a seed take turns with the updates (their ratio kept), frames are averaged over areas, "
-    "and 0 to 30 no-ops begin an episode (DQN Zoo: one, bilinear, 1 to 30).",
+    "and 0 to 30 no-ops begin an episode (DQN Zoo: one, bilinear, 1 to 30). Four games are evaluated side by side, 125k frames "
+    "each, more than the longest episode takes; at workstation scale one.",
     "The peak learning rate is 6.25e-5, Rainbow's own and that of Sec. 4.2 (B.2 and C.1 print ten times that); the decay is linear "
     "to 1e-6, reached halfway.",
     "LayerNorm stands before every nonlinearity; its statistics are over channels, height and width, its scale and offset per "
@@ -94,7 +95,7 @@ SIZES = {
         seeds=(0, 1, 2),
         period=1000,
         size=NATURE,
-        task=dict(frames_per_visit=10_000_000, bins_per_visit=10, eval_steps=125_000 // 4 // 16),
+        task=dict(frames_per_visit=10_000_000, bins_per_visit=10, eval_envs=1, eval_steps=125_000 // 4),
     ),
     "paper": dict(
         games=GAMES,
@@ -102,12 +103,20 @@ SIZES = {
         seeds=(0, 1, 2, 3),
         period=1000,
         size=NATURE,
-        task=dict(frames_per_visit=200_000_000, bins_per_visit=200, eval_steps=500_000 // 4 // 16),
+        task=dict(frames_per_visit=200_000_000, bins_per_visit=200, eval_envs=4, eval_steps=125_000 // 4),
     ),
 }
 """A run is one seed: a seed's replay takes 7 GB, and several processes share a GPU."""
-PUBLISHED = ((10, 0.41), (20, 1.14), (100, 1.73), (200, 1.87))
+PUBLISHED = ((20, 1.14), (100, 1.73), (200, 1.87))
 """Frames (M) and median over 57 games of human-normalised evaluation, Rainbow of DQN Zoo: read off its published curve."""
+
+
+ELSEWHERE = (
+    ("Hessel et al. 2018", "no-op starts, best agent evaluated again", 54, 2.2705, 2.7076),
+    ("PFRL's reproduction", "the same, by PFRL", 55, 2.4679, 3.2615),
+    ("Dopamine", "sticky actions, training returns, last 5M frames", 55, 1.484, None),
+)
+"""Computed from the scores that they publish per game: rldb's transcription, PFRL's README, Dopamine's baselines."""
 
 
 def agent(scale: str, arm: str, game: str, seed: int, *, stack: str, schedule: Any) -> Entry:
@@ -296,4 +305,10 @@ def _beside_published(scores: Scores) -> list[dict[str, Any]]:
         "evaluations, read off the published curve. Dopamine's Rainbow is no reference here: sticky actions, training returns."
     )
     columns = ("frames", "Rainbow of DQN Zoo", "Rainbow here")
-    return [{"title": "Beside published Rainbow", "columns": columns, "rows": rows, "note": note}]
+    others = {
+        "title": "Rainbow published elsewhere, by other protocols",
+        "columns": ("source", "protocol", "games", "median", "IQM"),
+        "rows": [[*source, str(games), *amounts([median, iqm])] for *source, games, median, iqm in ELSEWHERE],
+        "note": "At 200M frames, human-normalised by the same table. Not comparable with each other or with ours.",
+    }
+    return [{"title": "Beside published Rainbow", "columns": columns, "rows": rows, "note": note}, others]

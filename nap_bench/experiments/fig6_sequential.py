@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 
 from nap_bench.experiments.base import Entry, Labelled, curve, make_run, scalar
 from nap_bench.experiments.fig6_atari57 import DATA_EFFICIENT, FINAL, NATURE, PEAK, SMOKE
-from nap_bench.report.claims import Claim, Pooled
+from nap_bench.experiments.rl_sequence import FRESH_OF, re_entry_table
+from nap_bench.report.claims import Claim, PairedPool
 from nap_bench.report.figures import Panel, look
-from nap_bench.report.scores import Score
+from nap_bench.report.scores import Score, Scores
 from nap_bench.rl.scores_atari import human_normalised
 
 TITLE = "Ten Atari games in sequence, twice"
@@ -30,9 +30,11 @@ DEVIATIONS = (
     "the peak printed in the paper is ten times that (its own slip). NaP's scale and offset decay to their initial values, by "
     "0.999 per update (the paper calls it critical and gives no value), at once every 1000 updates, when the network is projected.",
     "The control is a fresh agent of the same seed at each visit of the second cycle, with the same head, schedule, environments, "
-    "noise and draws. Seeds (3) and plasticity methods beside the paper's agents are ours, with their sources' values.",
-    "Measured are the training episodes that end in each bin of 1M frames, human-normalised by DQN Zoo's table; where none ends, "
-    "the bin is left out. The re-entry claim compares a visit's mean with nine tenths of the fresh agent's.",
+    "noise and draws; an interval is over seeds, each with all its games. Seeds (3) and plasticity methods beside the paper's "
+    "agents are ours, with their sources' values.",
+    "Measured are the training episodes that end in each bin, human-normalised by DQN Zoo's table; where none ends, the bin is "
+    "left out. A visit has 20 bins of equally many updates; the first is longer by the 80,000 frames before them. The re-entry "
+    "claim compares a visit's mean with nine tenths of the fresh agent's.",
     "Workstation scale: three of the games, 2M frames a visit, bins of 200,000 frames, two seeds. Laptop scale: a smoke run of "
     "three games and nothing else; what it would show is tested by rl_sequence with the same code.",
 )
@@ -47,9 +49,14 @@ METHODS = {
     "redo": "redo(period=1000, tau=0.1)",  # Sokar et al. 2023
     "l2": "l2(coef=1e-05)",
     "regenerative": "regenerative(coef=1e-05)",
-    "shrink_perturb": "shrink_perturb(shrink=0.999999, noise=0.01)",
+    "shrink_perturb": "shrink_perturb(shrink=0.9999, noise=0.01)",  # Kumar et al. 2023
+    "noisy_updates": "noisy_updates(sigma=0.01)",
+    "leaky_relu": "leaky_relu",
+    "crelu": "crelu",  # Abbas et al. 2023
+    "continual_backprop": "continual_backprop(rate=1e-05, maturity=1000)",
+    "layer_reset": "layer_reset",  # told of the game, as the control is
 }
-"""Others, alone and with NaP, at workstation and paper scale."""
+"""Others, alone and with NaP, at workstation and paper scale; untuned."""
 CHOICES: dict[str, dict[str, Any]] = {
     "nap_replay_kept": dict(replay="keep"),
     "nap_target_kept": dict(target="keep"),
@@ -131,11 +138,16 @@ def runs(scale: str) -> list[Entry]:
                 if size["setting"] and (index or arm != "nap"):
                     continue  # a smoke run needs one control
                 run = run_of(scale, seed, stack, first_visit=len(games) * (CYCLES - 1) + index)
-                made.append(Entry(f"{arm}_fresh", size["setting"] + game, run))
+                made.append(Entry(FRESH_OF.format(arm), size["setting"] + game, run))
         if not size["setting"]:
             for arm, choice in CHOICES.items():
                 made.append(Entry(arm, "sequence", run_of(scale, seed, **{"stack": STACKS["nap"], **choice})))
     return made
+
+
+def cells(arm: str, setting: str, scale: str) -> list[tuple[str, str]]:
+    """Where the scores of a run stand: a chain's at each of its games."""
+    return [(arm, game) for game in SIZES[scale]["task"]["games"]] if setting == "sequence" else [(arm, setting)]
 
 
 def visits(labelled: Labelled, metric: str) -> np.ndarray:
@@ -144,20 +156,22 @@ def visits(labelled: Labelled, metric: str) -> np.ndarray:
     return values_TS.reshape(-1, labelled.params["bins_per_visit"], values_TS.shape[1])
 
 
-def mean_of_bins(values_BS: np.ndarray) -> np.ndarray:
-    """[S], over the bins in which an episode ended; NaN where none did."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.nanmean(values_BS, axis=0)
+def area(score_BS: np.ndarray, episodes_BS: np.ndarray) -> np.ndarray:
+    """[S], over the bins in which an episode ended; NaN where none did, or where the seed had diverged."""
+    ended_BS = episodes_BS > 0  # of a seed that diverged nothing is known, not even this
+    with np.errstate(invalid="ignore"):
+        mean_S = np.where(ended_BS, score_BS, 0.0).sum(axis=0) / ended_BS.sum(axis=0)
+    return np.where(np.isnan(episodes_BS).any(axis=0), np.nan, mean_S)
 
 
 def score(results: Iterable[Labelled]) -> Iterator[Score]:
-    """Per game: curves and areas of the last visit, of a chain and of its control (arm `X_fresh`), human-normalised.
+    """Per game: what a visit got, human-normalised, of a chain and of its control (arm `X_fresh`).
 
-    area: mean over the visit's bins.  final: its last bin.  jump_start: its first.  re_entry: area, of a control nine tenths of it.
-    forgotten: last bin of the visit before less the first of this one.
-    Of a chain besides: what was measured at its switches, over visits done.
+    area: mean over the visit's bins.  final: its last bin.  jump_start: its first; these of the second visit, and with `first_` of
+    the first.  re_entry: area, of a control nine tenths of it.  ratio: a chain's area over its control's.  forgotten: last bin of
+    the visit before less the first of this one. Of a chain besides: what was measured at its switches, over visits done.
     """
+    areas: dict[tuple[str, str], dict[int, float]] = {}
     for labelled in results:
         if labelled.setting.startswith(SMOKE):
             steps, loss_TS = labelled.series("online/loss")
@@ -165,25 +179,25 @@ def score(results: Iterable[Labelled]) -> Iterator[Score]:
             continue
         params = labelled.params
         games, bins = params["games"], params["bins_per_visit"]
-        frames = params["frames_per_visit"] * 1e-6 * (np.arange(bins) + 1) / bins
-        returns_VBS = visits(labelled, "return/training")
+        returns_VBS, episodes_VBS = (visits(labelled, f"return/{what}") for what in ("training", "episodes"))
+        updates_T, _ = labelled.series("return/training")
+        frames = 4e-6 * (params["min_fill"] + updates_T[:bins] * params["steps_per_update"])
         is_control = labelled.arm.endswith("_fresh")
-        first = params["first_visit"] if is_control else 0
-        for index, returns_BS in enumerate(returns_VBS):
-            visit = first + index
+        for index, (returns_BS, episodes_BS) in enumerate(zip(returns_VBS, episodes_VBS, strict=True)):
+            visit = index + (params["first_visit"] if is_control else 0)
             game = games[visit % len(games)]
             at = Labelled(labelled.arm, game, labelled.result)
             score_BS = human_normalised(game, returns_BS)
-            if visit < len(games):
-                yield from scalar(at, "first_area", mean_of_bins(score_BS))
+            area_S = area(score_BS, episodes_BS)
+            when = "first_" if visit < len(games) else ""
+            yield from curve(at, f"{when or 'second_'}visit", frames, score_BS)
+            yield from scalar(at, f"{when}area", area_S)
+            yield from scalar(at, f"{when}jump_start", score_BS[0])
+            yield from scalar(at, f"{when}final", score_BS[-1])
+            if when:
                 continue
-            area_S = mean_of_bins(score_BS)
-            ended = np.isfinite(score_BS).all(axis=1)  # of a bin in which no episode ends there is nothing to draw
-            yield from curve(at, "second_visit", frames[ended], score_BS[ended])
-            yield from scalar(at, "area", area_S)
+            areas.setdefault((labelled.arm, game), {}).update(zip(labelled.seeds, area_S.tolist(), strict=True))
             yield from scalar(at, "re_entry", (0.9 if is_control else 1.0) * area_S)
-            yield from scalar(at, "jump_start", score_BS[0])
-            yield from scalar(at, "final", score_BS[-1])
             if not is_control:
                 before_BS = human_normalised(game, returns_VBS[index - len(games)])
                 yield from scalar(at, "forgotten", before_BS[-1] - score_BS[0])
@@ -196,11 +210,24 @@ def score(results: Iterable[Labelled]) -> Iterator[Score]:
                 ("feature_rank", "probe/feature_rank"),
             ):
                 yield from curve(labelled, measure, done, visits(labelled, metric)[:, -1])
+    for (arm, game), again in areas.items():
+        fresh = areas.get((FRESH_OF.format(arm), game), {})
+        for seed in sorted(again.keys() & fresh.keys()):
+            yield Score(arm, game, "ratio", None, seed, again[seed] / fresh[seed] if fresh[seed] else float("nan"))
 
 
-def _pooled(arm: str, against: str, games: tuple[str, ...], measure: str) -> Pooled:
+def tables(scores: Scores) -> list[dict[str, Any]]:
+    """Of the games that have results of the paper's agents and their controls."""
+    pairs = [side for arm in STACKS for side in (arm, FRESH_OF.format(arm))]
+    games = tuple(game for game in GAMES if all(scores.has("area", side, game) for side in pairs))
+    arms = stacks("paper")
+    title = f"Second visits of {len(games)} games, and fresh agents, human-normalised"
+    return re_entry_table(scores, arms, games, "area", "iqm", title) if games else []
+
+
+def _pooled(arm: str, against: str, games: tuple[str, ...], measure: str) -> PairedPool:
     label = f"IQM: {look(arm).label} - {look(against).label}"
-    return Pooled(label=label, measure=measure, better="higher", arm=arm, against=against, settings=games)
+    return PairedPool(label=label, measure=measure, better="higher", arm=arm, against=against, settings=games)
 
 
 def _claims(
@@ -245,7 +272,7 @@ CLAIMS = (
     *_claims(GAMES, "ten games, paper scale only", "", (14, 15)),
     *_claims(_THREE, "three games, not at laptop scale", "_on_three_games", (None, None)),
 )
-_PAIRS = tuple(arm for name in STACKS for arm in (name, f"{name}_fresh"))
+_PAIRS = tuple(arm for name in STACKS for arm in (name, FRESH_OF.format(name)))
 PANELS = (
     Panel(
         kind="pooled",

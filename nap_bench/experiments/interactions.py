@@ -44,6 +44,8 @@ DEVIATIONS = (
     "the second stream they are not tuned anew.",
     "Besides the paper's methods: continual backprop, CReLU, the resets (which are told of new tasks) and the other norms. The "
     "verdicts on these stand apart. At laptop scale they run on the first stream only, for time.",
+    "In training BatchNorm normalises with the statistics of the very batch whose accuracy, before the update, is the measure; "
+    "evaluation at a task's end uses running statistics.",
     "One-step plasticity and the angle by which an update turns a layer are recorded on the second stream, of the last update of "
     "a task.",
     "NaP here is projection and the decay of scale and offset; LayerNorm's scale and offset are free. So the projection's part "

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from nap_bench import stats
 from nap_bench.experiments.base import Entry, Labelled, curve, make_run, scalar
 from nap_bench.report.claims import Claim, Paired
-from nap_bench.report.figures import Panel
-from nap_bench.report.scores import Score
+from nap_bench.report.figures import Panel, look
+from nap_bench.report.scores import Score, Scores
+from nap_bench.report.tables import amounts, estimate_and_span
 
 TITLE = "A sequence of small control problems"
 PAPER = (
@@ -41,7 +43,8 @@ STACKS = {
     "nap": "optimizer_reset+nap(scale_offset='decay')",
     "redo": "optimizer_reset+redo(period={period})",
 }
-FRESH = {arm: f"{arm}_fresh" for arm in STACKS}
+FRESH_OF = "{}_fresh"
+FRESH = {arm: FRESH_OF.format(arm) for arm in STACKS}
 """Each arm's control: an arm of its own."""
 LR, FINAL_SHARE = 2e-3, 1 / 60
 AGENT = (("atoms", 11), ("channels", ()), ("hidden", 128), ("kernels", ()), ("sigma", 0.1), ("strides", ()))
@@ -111,6 +114,11 @@ def runs(scale: str) -> list[Entry]:
     return made
 
 
+def cells(arm: str, setting: str, scale: str) -> list[tuple[str, str]]:
+    """Where the scores of a run stand: a control's visits together."""
+    return [(arm, "")]
+
+
 def normalised(labelled: Labelled, metric: str = "return/evaluation") -> np.ndarray:
     """Returns [visits, bins, S]: 0 for a policy that does not look (one ball in W is caught), 1 for the best one.
 
@@ -169,6 +177,45 @@ def _summary(labelled: Labelled, values_VBS: np.ndarray) -> Iterator[Score]:
     yield from scalar(labelled, "optimum", np.ones(values_VBS.shape[2]))
     for index, final_S in enumerate(values_VBS[:, -1]):
         yield from scalar(labelled, f"final_{index}", final_S)
+
+
+def re_entry_table(
+    scores: Scores, arms: Iterable[str], settings: tuple[str, ...], area: str, pool: str, title: str
+) -> list[dict[str, Any]]:
+    """Of each arm whose control is there, over settings and seeds: its last visits, the control's, and how they differ.
+
+    pool: "mean" or "iqm", of the levels.  Differences are paired: their mean over settings for each seed, and a t interval.
+    """
+
+    def levels(measure: str, arm: str) -> np.ndarray:
+        """[seeds, settings]"""
+        by_setting = [scores.values(measure, arm, setting) for setting in settings]
+        return np.array([[values[seed] for values in by_setting] for seed in by_setting[0]])
+
+    rows = []
+    for arm in arms:
+        sides = (arm, FRESH_OF.format(arm))
+        if not all(scores.has(area, side, setting) for side in sides for setting in settings):
+            continue
+        again, fresh = (levels(area, side) for side in sides)
+        level = [float(stats.POOLS[pool](values[None]).item()) for values in (again, fresh)]
+        jump = levels("jump_start", arm) - levels("jump_start", sides[1])
+        cells = []
+        for values_ST in (again - fresh, jump, levels("forgotten", arm)):
+            found = stats.mean_interval(values_ST.mean(axis=1))
+            cells.append(" ".join(estimate_and_span(found.estimate, found.low, found.high, signed=True)))
+        rows.append([look(arm).label, *amounts(level), amounts([level[0] / level[1]])[0], *cells])
+    columns = ("agent", "again", "fresh", "ratio", "again - fresh", "its first bin", "forgotten")
+    note = (
+        f"Area under the curve of the last visits, {pool} over tasks and seeds; ratio of again to fresh. Differences are paired by "
+        "seed, with 95 % intervals: of the areas, of the first bin (jump-start), and forgotten: the last bin of the visit before "
+        "less the first of this one."
+    )
+    return [{"title": title, "columns": columns, "rows": rows, "note": note}] if rows else []
+
+
+def tables(scores: Scores) -> list[dict[str, Any]]:
+    return re_entry_table(scores, STACKS, ("",), "last_cycle", "mean", "Again, and fresh")
 
 
 WORST = -1.0 / 3.0

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nap_bench.methods.base import Method
-from nap_bench.spec import ModelSpec
+from nap_bench.models.resnet import BOTTLENECK
+from nap_bench.spec import ModelSpec, Run
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class CReLU(Method):
     def __post_init__(self) -> None:
         if not 0.0 < self.keep <= 1.0:
             raise ValueError(f"crelu wants keep in (0, 1]; found {self.keep}.")
+
+    def why_not(self, run: Run) -> str | None:
+        for wide in dict(run.model.size)["channels"] if run.model.family == "resnet" else ():
+            if wide % BOTTLENECK:
+                return f"keep={self.keep} leaves {wide} channels, and a resnet wants multiples of {BOTTLENECK}: choose another"
+        return None
 
     def transform_model(self, spec: ModelSpec) -> ModelSpec:
         size = tuple(

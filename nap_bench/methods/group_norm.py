@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nap_bench.methods.base import Method
+from nap_bench.models.resnet import BOTTLENECK
 from nap_bench.spec import ModelSpec, Run
 
 
@@ -27,7 +28,9 @@ class GroupNorm(Method):
 
     def why_not(self, run: Run) -> str | None:
         size = dict(run.model.size)
-        for units in (*size.get("channels", ()), *size.get("widths", ()), size.get("hidden", 0)):
+        channels = size.get("channels", ())
+        inside = [wide // BOTTLENECK for wide in channels] if run.model.family == "resnet" else []
+        for units in (*channels, *inside, *size.get("widths", ()), size.get("hidden", 0)):
             if units % self.groups:
                 return f"groups={self.groups} does not divide a hidden layer of {units}: choose another number or size"
         return None

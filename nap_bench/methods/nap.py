@@ -13,7 +13,7 @@ from torch import Tensor
 from nap_bench.methods.base import Method, Phase
 from nap_bench.methods.batch_norm import BatchNorm
 from nap_bench.methods.group_norm import GroupNorm
-from nap_bench.models.blocks import NORMS
+from nap_bench.models.blocks import NORMS, has_norm
 from nap_bench.models.roles import Role
 from nap_bench.spec import ModelSpec, Run, later, nearest
 
@@ -27,7 +27,8 @@ class NaP(Method):
 
         W_l <- rho_l W_l / ||W_l||_F,   rho_l = ||W_l(0)||_F
 
-    norm: "layer", "rms", "batch", "group", or "none" (projection only: the network keeps its biases, which are not projected).
+    norm: "layer", "rms", "batch", "group", or "none" (projection only: the network keeps its own norm, or its biases, which are not
+      projected).
     project: False leaves the norm only.  period: updates between projections, >= 1 (paper 3.3: 1 and 1000 nearly equal).
     head: project the final linear layer too. The paper does not; it is an arm of its own here.
     scale_offset: what happens to the norm's scale and offset at a projection (paper 3.3, App. D):
@@ -62,7 +63,9 @@ class NaP(Method):
     def why_not(self, run: Run) -> str | None:
         if self.scale_offset == "joint" and run.model.activation not in HOMOGENEOUS:
             return f"scale_offset='joint' needs a positively homogeneous activation, found {run.model.activation!r}"
-        if self.scale_offset != "free" and self.norm == "none":
+        if self.norm == "none" and (
+            self.scale_offset == "none" or self.scale_offset != "free" and not has_norm(run.model)
+        ):
             return f"scale_offset={self.scale_offset!r} has nothing to act on where norm='none'"
         norms = {"batch": BatchNorm(), "group": GroupNorm(groups=run.model.norm_groups)}
         return norms[self.norm].why_not(run) if self.norm in norms else None

@@ -205,6 +205,14 @@ class Pooled(Measurement):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairedPool(Pooled):
+    """As Pooled, where a run holds all settings of a seed, as a chain of games does: seeds are paired, each with its own pool."""
+
+    def interval(self, plus_KS: NDArray, minus_KS: NDArray) -> tuple[stats.Interval, str]:
+        return Measurement.interval(self, plus_KS, minus_KS)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A sentence of the paper made decidable.
 

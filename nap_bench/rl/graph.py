@@ -11,20 +11,21 @@ EAGER_CALLS = 3
 
 
 class Graphed:
-    """A function without arguments, run eagerly a few times, then captured, then replayed. On a CPU always eager.
+    """Runs a function without arguments eagerly a few times, then captures it, then replays it. On a CPU always eager.
 
     It may read and write tensors that outlive it, in place, and must depend on nothing else that changes: no Python value of the
     step, no draw from a generator. What it returns or keeps are the same tensors at every replay, with new content.
     """
 
-    def __init__(self, function: Callable[[], None], device: torch.device):
-        self._function, self._is_cuda = function, device.type == "cuda"
+    def __init__(self, device: torch.device):
+        self._is_cuda = device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0
 
-    def __call__(self) -> None:
+    def __call__(self, function: Callable[[], None]) -> None:
+        """function: the same at every call; not kept, so that what it holds can go."""
         if not self._is_cuda:
-            self._function()
+            function()
         elif self._graph is not None:
             self._graph.replay()
         elif self._calls < EAGER_CALLS:
@@ -32,10 +33,10 @@ class Graphed:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                self._function()
+                function()
             torch.cuda.current_stream().wait_stream(aside)
         else:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._function()
+                function()
             self._graph.replay()

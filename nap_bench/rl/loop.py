@@ -131,7 +131,7 @@ class Learner:
         self._uniforms_SB2 = torch.empty(len(seeds), benchmark.batch_size, 2, dtype=torch.float64, device=device)
         self._noise_S3K = torch.empty(len(seeds), 3, state.model.num_noise, device=device)
         self._is_exponent = torch.empty((), dtype=torch.float64, device=device)
-        self._learn = Graphed(self._learn_eagerly, device)
+        self._graphed = Graphed(device)
 
     def remember(self, frame, actions_SE: Tensor) -> None:
         most = self.benchmark.max_reward
@@ -139,14 +139,12 @@ class Learner:
         self.replay.add(frame.frame, actions_SE, reward_SE, frame.discount, frame.first, frame.last)
 
     def is_exponent(self) -> float:
-        """Of the importance weights; it moves over a visit where the replay starts anew, else over the run."""
+        """Of the importance weights, for the coming update: it moves over every visit anew."""
         start, end = self.benchmark.is_exponent
-        per, total = self.benchmark.updates_per_visit, self.benchmark.num_steps
-        step = self.state.step
-        progress = (step % per) / per if self.benchmark.replay == "clear" else step / total
-        return start + (end - start) * progress
+        per = self.benchmark.updates_per_visit
+        return start + (end - start) * (self.state.step % per) / per
 
-    def _learn_eagerly(self) -> None:
+    def _learn(self) -> None:
         """One optimizer step from one batch, and new priorities."""
         drawn = self.replay.sample(self._uniforms_SB2)
         weights_SB = importance_weights(drawn.probabilities, self._is_exponent)
@@ -163,7 +161,7 @@ class Learner:
         self._uniforms_SB2.copy_(self.uniform.draw(counter))
         self._noise_S3K.copy_(self.noise.at(counter))
         self._is_exponent.fill_(self.is_exponent())
-        self._learn()
+        self._graphed(self._learn)
         self.num_updates += 1
         num_forwards = state.num_forwards
         update.tail(state, self.stack)
@@ -205,6 +203,9 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
     session = Session(run, folder, device, control)
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
     schedule = run.schedule.build(SCHEDULES, "schedule")
+    schedule(
+        0, benchmark.num_steps, benchmark.updates_per_visit
+    )  # an impossible one is refused before anything is made
     stack = stack_of(run.methods)
     if reason := stack.why_not(run):
         raise ValueError(f"Run {run.run_id} cannot exist: {reason}")
@@ -223,6 +224,8 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
         learner.load_state_dict(saved["learner"])
         playing.load_state_dict(saved["playing"])
         done = saved["vector_steps"]
+        del saved
+        session.saved = None  # the replay is in memory once
 
     def log(name: str, values_S: Tensor) -> None:
         session.recorder.log(state.step, name, torch.where(state.alive, values_S, torch.nan))
@@ -260,6 +263,7 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
         if since == 0:
             if within == 0 and index:
                 learner.switch(visit)
+                playing.forget()
             playing.begin(visit, piece)
         actions_SE = learner.agent.act(state, playing.seen, acting_noise.at(visit * vector_steps + within))
         learner.remember(playing.frame, actions_SE)

@@ -24,7 +24,7 @@ MAX_PRIORITY = 100.0
 """DQN Zoo clips losses to it before they become priorities."""
 ACTION, REWARD, DISCOUNT, LAST, AGE = range(5)
 """Columns of `facts`. LAST: no transition starts here.  AGE: rows since the episode's first, at most C - 1."""
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 class SumTree:
@@ -293,8 +293,8 @@ class Replay:
         full = rows == self.num_rows_kept
         return {
             "num_rows": self.num_rows,
-            "frames": frames if full else frames.clone(),
-            "facts": facts if full else facts.clone(),
+            "frames": frames.to("cpu", copy=not full),
+            "facts": facts.to("cpu", copy=not full),
             "tree": self.tree.levels,
             "max_priority": self.max_priority_S,
             "num_ends": self._num_ends_S,
@@ -326,7 +326,11 @@ def free_bytes(device: torch.device) -> int | None:
     if not MEMINFO.exists():
         return None
     fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.exists() and limit.read_text().strip() != "max":  # a job's or a container's share
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
 
 
 def refuse_what_does_not_fit(wanted_bytes: int, device: torch.device) -> None:

@@ -179,6 +179,19 @@ def test_validation_is_on_all_validation_images(data):
     assert found["acts"]["features"].shape[:2] == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("num", "labels"), [(2, [0, 1]), (3, [0, 1, 2]), (4, [0, 0, 1, 2]), (15, [0] * 5 + [1] * 5 + [2] * 5)]
+)
+def test_diagnostics_read_images_of_all_classes_with_their_labels(data, num, labels):
+    inputs, y_N = data.some(num)
+    assert y_N.tolist() == labels
+    shown = torch.stack([imagenet.shown_in_evaluation(path) for path in data.train.paths])
+    among = [torch.equal(imagenet.standardised(shown[i]), image) for image in inputs for i in range(15)]
+    assert sum(among) == num and len(inputs) == num
+    found = [data.train.labels[i % 15] for i, is_there in enumerate(among) if is_there]
+    assert found == labels
+
+
 def test_resnet50_on_imagenet_builds_on_the_meta_device():
     from nap_bench.spec import Part
 

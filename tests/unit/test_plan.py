@@ -57,7 +57,9 @@ def test_reported_seeds_are_at_least_eight_and_never_tuning_seeds(lines):
             assert set(line["run"]["seeds"]) <= set(TUNING_SEEDS)
         else:
             assert not set(line["run"]["seeds"]) & set(TUNING_SEEDS)
-            large = line["resources"] == "atari" or line.get("data") == "imagenet"  # a run is one seed; the paper's few seeds
+            large = (
+                line["resources"] == "atari" or line.get("data") == "imagenet"
+            )  # a run is one seed; the paper's few seeds
             assert large or len(line["run"]["seeds"]) >= 8
 
 

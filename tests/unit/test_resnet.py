@@ -170,11 +170,11 @@ def test_units_are_made_by_one_kernel_and_read_by_one(activation):
         assert not torch.equal(state.forward(images()), before)
 
 
-def run_of(stack):
+def run_of(stack, size=SMALL):
     task = StationaryImages(dataset="digits", num_evaluations=1, steps_per_evaluation=1, batch_size=8, held_out=100)
     return Run(
         benchmark=Part.of(task),
-        model=ModelSpec(family="resnet", size=SMALL),
+        model=ModelSpec(family="resnet", size=size),
         methods=parse_stack(stack),
         optimizer=Part.of(Adam()),
         schedule=Part.of(Constant(0.1)),
@@ -191,6 +191,44 @@ def test_methods_that_cannot_be_say_why_not():
     assert "batch norm of its own" in stack_of(parse_stack("nap(norm='batch')")).why_not(run_of("nap(norm='batch')"))
     for stack in ("layer_reset", "redo", "continual_backprop", "nap", "group_norm(groups=2)"):
         assert stack_of(parse_stack(stack)).why_not(run_of(stack)) is None
+
+
+@pytest.mark.parametrize(
+    ("stack", "size", "reason"),
+    [
+        ("group_norm(groups=4)", SMALL, "groups=4 does not divide a hidden layer of 2"),  # inside the bottlenecks
+        ("nap(norm='group')", SMALL, "groups=4 does not divide a hidden layer of 2"),
+        ("group_norm(groups=4)", RESNET50, None),
+        ("crelu(keep=0.71)", RESNET50, "keep=0.71 leaves 182 channels, and a resnet wants multiples of 4"),
+        ("crelu(keep=0.75)", RESNET50, None),
+        ("crelu(keep=0.75)+group_norm(groups=64)", RESNET50, "groups=64 does not divide a hidden layer of 48"),
+    ],
+)
+def test_sizes_that_a_method_cannot_have_are_said_where_building_would_fail(stack, size, reason):
+    run = run_of(stack, size)
+    found = stack_of(run.methods).why_not(run)
+    if reason is None:
+        assert found is None and made(stack, size, seeds=(0,), device="meta")[0].flat.is_meta
+    else:
+        assert reason in found
+        with pytest.raises(ValueError, match="multiple"):
+            made(stack, size, seeds=(0,), device="meta")
+
+
+def test_projection_alone_lets_the_scales_and_offsets_of_the_networks_own_norm_decay():
+    stack = "nap(norm='none', scale_offset='decay', decay=0.5)"
+    assert stack_of(parse_stack(stack)).why_not(run_of(stack)) is None
+    bare = run_of(stack, tuple((dict(SMALL) | {"own_norm": "none"}).items()))
+    assert "nothing to act on" in stack_of(bare.methods).why_not(bare)
+    left_out = "nap(norm='none', scale_offset='none')"
+    assert "nothing to act on" in stack_of(parse_stack(left_out)).why_not(run_of(left_out))
+    state, (nap,) = made(stack)
+    for name, role in state.roles.items():
+        if role in (Role.SCALE, Role.OFFSET):
+            state.params[name].data.fill_(3.0)
+    nap.after_step(state)
+    found = {role: {state.params[n].mean().item() for n, r in state.roles.items() if r is role} for role in Role}
+    assert (found[Role.SCALE], found[Role.OFFSET]) == ({2.0}, {1.5})
 
 
 def test_a_reset_of_the_last_layer_leaves_every_kernel():

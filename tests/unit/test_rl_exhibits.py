@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from nap_bench import cli, plan
 from nap_bench.experiments import ablation_schedule_rl, rl_sequence
 from nap_bench.experiments.base import Labelled
 from nap_bench.report.claims import judge
@@ -85,10 +86,12 @@ def test_every_arm_has_a_control_for_each_visit_of_the_last_cycle_with_its_own_s
 
 
 def judged(claims, rows, exhibit):
-    return {
-        claim["id"]: claim["verdict"]
-        for claim in judge(claims, Scores(rows), exhibit=exhibit, scale="laptop", expected_seeds=range(3))["claims"]
-    }
+    """Verdicts on made-up results, whose seeds stand for the planned ones."""
+    planned = cli.planned_seeds(rl_sequence, plan.load(plan.ROOT / "config" / "plan.jsonl"), "laptop", exhibit)
+    assert all(seeds == list(range(300, 308)) for seeds in planned.values())
+    seeds = dict.fromkeys(planned, range(3))
+    found = judge(claims, Scores(rows), exhibit=exhibit, scale="laptop", expected_seeds=seeds)
+    return {claim["id"]: claim["verdict"] for claim in found["claims"]}
 
 
 def test_verdicts_follow_from_scores_and_are_not_fixed():
@@ -122,3 +125,15 @@ def test_the_schedules_share_agent_problems_and_cosine_with_the_sequence():
     rows = list(ablation_schedule_rl.score([result("linear", [[1.0]] * 4 + [[-0.5]] * 4, "sequence")]))
     area = [row.value for row in rows if row.measure == "area"]
     assert area == [0.5] and not any(math.isnan(row.value) for row in rows)
+
+
+def test_the_table_says_how_the_last_visits_compare_with_fresh_agents():
+    chain = [[-0.5, -0.5], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.25, 1.0], [0.25, 1.0], [-0.5, 1.0], [1.0, 1.0]]
+    fresh = [[1.0, 1.0], [1.0, 1.0]]
+    results = [result("nap", chain)]
+    assert not rl_sequence.tables(Scores(rl_sequence.score(results)))
+    results += [result("nap_fresh", fresh, f"visit {visit}", first_visit=visit) for visit in (2, 3)]
+    (table,) = rl_sequence.tables(Scores(rl_sequence.score(results)))
+    (row,) = table["rows"]
+    assert row[0] == "NaP" and row[1:4] == ["0.750", "1.000", "0.750"]  # (0.5 + 1) / 2
+    assert row[4].startswith("\u22120.250") and row[5].startswith("\u22120.375") and row[6].startswith("+0.375")

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from nap_bench import cli, plan
 from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.experiments import fig6_sequential as fig6
 from nap_bench.experiments.base import Labelled
@@ -20,6 +21,7 @@ from nap_bench.store import RunFolder
 
 METRICS = (
     "return/training",
+    "return/episodes",
     "online/loss",
     "probe/parameter_norm",
     "probe/effective_learning_rate",
@@ -85,19 +87,21 @@ def made_up(entry, second_visit: float):
         random, human = (human_normalised(game, x) for x in (0.0, 1.0))
         wobble = 0.01 * np.cos(np.arange(benchmark.bins_per_visit) + run.seeds[0] + visit)
         returns += [[float((level + w - random) / (human - random))] for w in wobble]
-    table = {"steps": list(range(1, len(returns) + 1)), "values": returns}
-    result = {"spec": run.as_dict(), "metrics": dict.fromkeys(METRICS, table)}
+    steps = list(range(1, len(returns) + 1))
+    table, ones = ({"steps": steps, "values": values} for values in (returns, [[1.0]] * len(returns)))
+    result = {"spec": run.as_dict(), "metrics": {**dict.fromkeys(METRICS, table), "return/episodes": ones}}
     return Labelled(entry.arm, entry.setting, result)
 
 
 def verdicts(scale: str, levels: dict[str, float]) -> dict[str, str]:
     entries = [entry for entry in fig6.runs(scale) if entry.arm.removesuffix("_fresh") in fig6.STACKS]
     results = [made_up(entry, levels.get(entry.arm, 1.0)) for entry in entries]
-    seeds: dict[tuple[str, str], list[int]] = {}
-    for entry in entries:
-        games = fig6.SIZES[scale]["task"]["games"] if entry.setting == "sequence" else (entry.setting,)
-        for game in games:
-            seeds.setdefault((entry.arm, game), []).extend(entry.run.seeds)
+    lines = [
+        line
+        for line in plan.load(plan.ROOT / "config" / "plan.jsonl")
+        if "fig6_sequential" in line["uses"].get(scale, {})
+    ]
+    seeds = cli.planned_seeds(fig6, lines, scale, "fig6_sequential")
     scores = Scores(fig6.score(results))
     judged = judge(fig6.CLAIMS, scores, exhibit="fig6_sequential", scale=scale, expected_seeds=seeds)
     return {claim["id"]: claim["verdict"] for claim in judged["claims"]}
@@ -120,9 +124,11 @@ def test_a_smoke_run_decides_nothing():
     assert len({params(entry.run)["games"] for entry in entries}) == 1
 
 
-def test_bins_without_an_episode_are_left_out_and_a_visit_without_one_is_not_a_number():
-    values = np.array([[1.0, np.nan], [3.0, np.nan]])
-    assert fig6.mean_of_bins(values)[0] == 2.0 and np.isnan(fig6.mean_of_bins(values)[1])
+def test_bins_without_an_episode_are_left_out_and_a_seed_that_diverged_has_no_area():
+    scores = np.array([[1.0, np.nan, 1.0], [np.nan, np.nan, np.nan], [3.0, np.nan, np.nan]])
+    episodes = np.array([[2.0, 0.0, 2.0], [0.0, 0.0, np.nan], [1.0, 0.0, np.nan]])
+    found = fig6.area(scores, episodes)
+    assert found[0] == 2.0 and np.isnan(found[1:]).all()
 
 
 def small_run():
