@@ -190,15 +190,30 @@ def packs(lines: list[dict], size: int, selected: list[dict] | None = None) -> d
 
 MEASURED_FPS = 49
 """Frames per second of one run with DQN Zoo's network on one core of an AMD EPYC (torch 2.13.0+cpu, bench/rainbow.py, n = 7)."""
-AIMED_FPS = 20_000
-"""The aim for one run on a GPU. NOT MEASURED."""
+AIMED_FPS, AIMED_IPS = 20_000, 1_000
+"""The aims for one run on a GPU, in frames of Atari and images of ImageNet per second. NOT MEASURED."""
 WORTH_SAYING = 10_000_000
 """Frames; less needs no warning."""
 
 
 def demand(lines: list[dict]) -> str | None:
-    """What Atari runs will take, for people; None where it is not worth saying."""
-    wanted = [line["demand"] for line in lines if "demand" in line]
+    """What runs on Atari and ImageNet will take, for people; None where it is not worth saying."""
+    said = [text for text in (_atari(lines), _imagenet(lines)) if text]
+    return "\n".join(said) or None
+
+
+def _imagenet(lines: list[dict]) -> str | None:
+    wanted = [line["demand"]["images"] for line in lines if "images" in line.get("demand", {})]
+    if not wanted:
+        return None
+    return (
+        f"ImageNet: {len(wanted)} runs, {sum(wanted) / 1e9:,.2f} G images to train on, read from data_dir (about 150 GB). Speed on a "
+        f"GPU: NOT MEASURED; at {AIMED_IPS:,} images/s, the aim, {sum(wanted) / 3600 / AIMED_IPS:,.0f} GPU-hours."
+    )
+
+
+def _atari(lines: list[dict]) -> str | None:
+    wanted = [line["demand"] for line in lines if "frames" in line.get("demand", {})]
     frames, largest = sum(d["frames"] for d in wanted), max((d["disk_bytes"] for d in wanted), default=0)
     if frames < WORTH_SAYING:
         return None

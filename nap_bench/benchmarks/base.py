@@ -38,7 +38,7 @@ class Benchmark(Component):
     download: str | None = None
 
     def demand(self, num_seeds: int) -> dict[str, int]:
-        """Frames and bytes of disk that a run takes, where people should know before it starts; else nothing."""
+        """`frames` and `disk_bytes`, or `images`: what a run takes, where people should know before it starts; else nothing."""
         return {}
 
 

@@ -140,6 +140,10 @@ class StationaryImages(SupervisedBenchmark):
     def num_steps(self) -> int:
         return self.num_evaluations * self.steps_per_evaluation
 
+    def demand(self, num_seeds: int) -> dict[str, int]:
+        """Of "imagenet", images that are trained on."""
+        return {"images": self.num_steps * self.batch_size * num_seeds} if self.dataset == "imagenet" else {}
+
     @property
     def shapes(self) -> tuple[tuple[int, ...], int]:
         return DATASETS[self.dataset][:2]

@@ -38,13 +38,8 @@ class Playing:
     """
 
     def __init__(self, benchmark: RLBenchmark, seeds: tuple[int, ...], num_envs: int, purpose: str, device: str):
-        self.benchmark, self.seeds, self.num_envs, self.purpose, self.device = (
-            benchmark,
-            seeds,
-            num_envs,
-            purpose,
-            device,
-        )
+        self.benchmark, self.seeds, self.num_envs = benchmark, seeds, num_envs
+        self.purpose, self.device = purpose, device
         self._make = importlib.import_module(f"nap_bench.rl.{benchmark.environments}").make
         shape = (len(seeds), num_envs)
         self.seen = torch.zeros(*shape, benchmark.stack, *benchmark.frame_shape, dtype=torch.uint8, device=device)
@@ -58,9 +53,8 @@ class Playing:
     def begin(self, visit: int, piece: int) -> None:
         """New environments, at their first frames; episodes under way are left where they are."""
         self.counters = (visit, piece)
-        self.environments = self._make(
-            self.benchmark, self.seeds, self.num_envs, visit, self.purpose, piece, self.device
-        )
+        where = (visit, self.purpose, piece, self.device)
+        self.environments = self._make(self.benchmark, self.seeds, self.num_envs, *where)
         self.returns_SE.zero_()
         self._see(self.environments.reset())
 
@@ -85,12 +79,7 @@ class Playing:
     def state_dict(self) -> dict:
         tensors = (self.seen, self.returns_SE, self.sum_S, self.episodes_S)
         inside = self.environments.state_dict()
-        return {
-            "counters": self.counters,
-            "tensors": tensors,
-            "frame": tuple(self.frame),
-            "environments": inside,
-        }
+        return {"counters": self.counters, "tensors": tensors, "frame": tuple(self.frame), "environments": inside}
 
     def load_state_dict(self, saved: dict) -> None:
         self.begin(*saved["counters"])
@@ -203,9 +192,7 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
     session = Session(run, folder, device, control)
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
     schedule = run.schedule.build(SCHEDULES, "schedule")
-    schedule(
-        0, benchmark.num_steps, benchmark.updates_per_visit
-    )  # an impossible one is refused before anything is made
+    schedule(0, benchmark.num_steps, benchmark.updates_per_visit)  # refuses an impossible one before anything is made
     stack = stack_of(run.methods)
     if reason := stack.why_not(run):
         raise ValueError(f"Run {run.run_id} cannot exist: {reason}")

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from nap_bench import plan
 from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.experiments import table1_images as exhibit
 from nap_bench.experiments.base import Labelled
@@ -132,3 +133,14 @@ def test_an_arm_at_laptop_scale_trains_to_the_end_and_its_result_is_scored(tmp_p
     assert set(final) == set(TUNING_SEEDS[:2]) and min(final.values()) > 0.9  # chance is 0.1
     x_T, _, curve_TS = scores.curve("test_accuracy_curve", "redo+nap")
     assert x_T.tolist() == [0.03, 0.06] and curve_TS[-1].tolist() == list(final.values())
+
+
+def test_what_imagenet_takes_is_said_at_paper_scale_alone():
+    lines = plan.load(plan.ROOT / "config" / "plan.jsonl")
+    at = {scale: [line for line in lines if "table1_images" in line["uses"].get(scale, {})] for scale in plan.SCALES}
+    assert plan.demand(at["laptop"]) is None and plan.demand(at["workstation"]) is None
+    runs = [line for line in at["paper"] if line.get("data") == "imagenet"]
+    said = plan.demand(at["paper"])
+    assert f"ImageNet: {len(runs)} runs" in said and "NOT MEASURED" in said
+    images = sum(line["work"] * line["run"]["benchmark"]["params"].get("batch_size", 0) for line in runs)
+    assert f"{images / 1e9:,.2f} G images" in said
