@@ -207,8 +207,8 @@ def _imagenet(lines: list[dict]) -> str | None:
     if not wanted:
         return None
     return (
-        f"ImageNet: {len(wanted)} runs, {sum(wanted) / 1e9:,.2f} G images to train on, read from data_dir (about 150 GB). Speed on a "
-        f"GPU: NOT MEASURED; at {AIMED_IPS:,} images/s, the aim, {sum(wanted) / 3600 / AIMED_IPS:,.0f} GPU-hours."
+        f"ImageNet: {len(wanted)} runs, {sum(wanted) / 1e9:,.2f} G images to train on, read from data_dir (about 150 GB). Speed on "
+        f"a GPU: NOT MEASURED; at {AIMED_IPS:,} images/s, the aim, {sum(wanted) / 3600 / AIMED_IPS:,.0f} GPU-hours."
     )
 
 

@@ -34,8 +34,8 @@ DEVIATIONS = (
     "Weight decay 1e-4 on ImageNet is the method `l2` over hidden and output weights, in all arms: a penalty in SGD's gradient, as "
     "it is usually written, not a decoupled decay. Under NaP the projection puts back what it takes from hidden weights.",
     "Augmentation: CIFAR-10 padded by 4 pixels of the mean grey, cut out at random, mirrored; ImageNet by random crops of 8 to 100 "
-    "per cent of the area, mirrored, tested on the middle of images ('standard' is all that is said). The former on the device, the "
-    "latter where files are read, on the CPU.",
+    "per cent of the area, mirrored, tested on the middle of images ('standard' is all that is said). The former on the "
+    "device, the latter where files are read, on the CPU.",
     "Other methods and norms are ours, with values of their sources and untuned: L2 5e-4 (Zagoruyko & Komodakis 2016), Shrink & "
     "Perturb and ReDo as in `fig5_continual`; at laptop scale ReDo looks every 20 updates. Tried on tuning seeds it found nothing "
     "to recycle there, behind BatchNorm: its arms are then the baseline and NaP, bit for bit.",
