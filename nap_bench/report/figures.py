@@ -138,6 +138,8 @@ LOOKS: dict[str, Look] = {
 }
 WITH = {"nap": "NaP", "layer_norm": "LN", "projection": "projection"}
 """What a method is combined with: an arm `l2+nap` looks like `l2` and is called by both."""
+CONTROL = "_fresh"
+"""What an arm's name ends with that is the control of another, a fresh agent: it looks like that one, dotted."""
 _SPARE = [
     (color, dash, marker)
     for dash, marker in (((0, (5, 1, 1, 1, 1, 1)), "*"), ((0, (1, 1)), "h"), ((0, (8, 2)), "<"))
@@ -156,6 +158,9 @@ Cell = tuple["Interval | None", int]
 
 def look(arm: str) -> Look:
     """How an arm is called and drawn, everywhere. An arm without an entry gets a look from its name."""
+    if arm.endswith(CONTROL):
+        own = look(arm.removesuffix(CONTROL))
+        return replace(own, label=f"{own.label}, fresh", dash=(0, (1, 1.2)))
     method, _, partner = arm.rpartition("+")
     if method and partner in WITH:
         return replace(look(method), label=f"{look(method).label} + {WITH[partner]}")
@@ -166,9 +171,10 @@ def ordered(arms: Iterable[str]) -> list[str]:
     """Each arm once: known ones in the order of LOOKS, each before its combinations, then the others by name."""
     known = list(LOOKS)
 
-    def place(arm: str) -> tuple[int, str]:
+    def place(name: str) -> tuple[int, str, str]:
+        arm = name.removesuffix(CONTROL)
         method = arm if arm in LOOKS else arm.rpartition("+")[0]
-        return known.index(method) if method in LOOKS else len(known), arm
+        return known.index(method) if method in LOOKS else len(known), arm, name
 
     return sorted(set(arms), key=place)
 

@@ -202,3 +202,10 @@ def test_a_panel_is_drawn_only_at_its_scales():
     everywhere, large = Panel(kind="interval", measure="a"), Panel(kind="interval", measure="b", scales=("paper",))
     assert figures.at((everywhere, large), "laptop") == (everywhere,)
     assert figures.at((everywhere, large), "paper") == (everywhere, large)
+
+
+def test_a_control_looks_like_its_arm_dotted_and_stands_beside_it():
+    own, control = figures.look("nap"), figures.look("nap_fresh")
+    assert (control.color, control.marker, control.label) == (own.color, own.marker, "NaP, fresh")
+    assert control.dash != own.dash
+    assert figures.ordered({"redo_fresh", "nap_fresh", "redo", "nap"}) == ["nap", "nap_fresh", "redo", "redo_fresh"]
