@@ -90,7 +90,11 @@ def test_other_digits_are_refused(tmp_path, monkeypatch):
         digits.load()
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"1,2,x\n"), gzip.compress(b"1,2,3\n" * 99)[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"not gzip", gzip.compress(b"1,2,x\n"), gzip.compress(b"1,2,3\n" * 99)[:-9]],
+    ids=["not gzip", "not a number", "cut off"],  # the bytes hold the time
+)
 def test_broken_digits_are_refused_with_their_path(tmp_path, monkeypatch, content):
     broken = tmp_path / "digits.csv.gz"
     broken.write_bytes(content)
