@@ -286,7 +286,7 @@ PANELS = (
     Panel(
         kind="curve",
         measure="effective_learning_rate",
-        title="Effective learning rate (lr / norm squared, hidden layers)",
+        title="Effective learning rate (lr / norm squared)",
         xlabel="thousand updates",
         ylabel="geometric mean",
         arms=tuple(CORE),
