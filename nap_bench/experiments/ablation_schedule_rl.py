@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from nap_bench.experiments import fig6_atari57, rl_sequence
 from nap_bench.experiments.base import Entry, Labelled, curve, scalar
-from nap_bench.report.claims import Claim, Paired
+from nap_bench.report.claims import Claim
 from nap_bench.report.figures import Panel
 from nap_bench.report.scores import Score
 
@@ -95,17 +95,7 @@ CLAIMS = (
         kind="superiority",
         margin=0.02,
         unit="normalised return over the sequence",
-        measurements=(
-            Paired(
-                label="linear - constant",
-                measure="area",
-                better="higher",
-                arm="linear",
-                against="constant",
-                setting=SEQUENCE,
-                if_diverged=rl_sequence.WORST,
-            ),
-        ),
+        measurements=(rl_sequence.paired("linear - constant", "linear", "constant", "area", setting=SEQUENCE),),
     ),
     Claim(
         id="explicit_decay_not_worse_than_implicit",
@@ -114,17 +104,7 @@ CLAIMS = (
         kind="noninferiority",
         margin=0.05,
         unit="normalised return over the sequence",
-        measurements=(
-            Paired(
-                label="linear - implicit",
-                measure="area",
-                better="higher",
-                arm="linear",
-                against="implicit",
-                setting=SEQUENCE,
-                if_diverged=rl_sequence.WORST,
-            ),
-        ),
+        measurements=(rl_sequence.paired("linear - implicit", "linear", "implicit", "area", setting=SEQUENCE),),
     ),
 )
 PANELS = (

@@ -6,7 +6,7 @@ Importing an exhibit imports no torch: scores, claims and report are made withou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,6 +58,14 @@ def tuned_section(scale: str) -> Mapping[str, Any]:
 def tuned(exhibit: str, scale: str) -> Mapping[str, Mapping[str, float]]:
     """Arm -> chosen hyperparameters."""
     return tuned_section(scale).get(exhibit, {}).get("chosen", {})
+
+
+def sweep_of_decay(
+    entry: Callable[..., Entry], scale: str, seeds: tuple[int, ...], lr: float, grid: tuple[float, ...]
+) -> dict[str, list[tuple[dict[str, float], Entry]]]:
+    """What `nap-bench tune` tries for the rival of NaP, LayerNorm with weight decay, at the learning rate chosen before."""
+    tried = [{"lr": lr, "weight_decay": coef} for coef in grid]
+    return {"ln_weight_decay": [(hyper, entry(scale, "ln_weight_decay", hyper, seeds=seeds)) for hyper in tried]}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from nap_bench.experiments.base import Entry, Labelled, curve, make_run, scalar, tuned
+from nap_bench.experiments.base import Entry, Labelled, curve, make_run, scalar, sweep_of_decay, tuned
 from nap_bench.report.claims import Claim, Paired
 from nap_bench.report.figures import Panel
 from nap_bench.report.scores import Score
@@ -146,16 +146,7 @@ def sweep_late_online(
     scale: str, seeds: tuple[int, ...], chosen: dict
 ) -> dict[str, list[tuple[dict[str, float], Entry]]]:
     """What is tuned on late online accuracy, once learning rates are chosen: the rival's weight decay."""
-    lr = chosen["ln_weight_decay"]["lr"]
-    return {
-        "ln_weight_decay": [
-            (
-                {"lr": lr, "weight_decay": coef},
-                entry(scale, "ln_weight_decay", {"lr": lr, "weight_decay": coef}, seeds=seeds),
-            )
-            for coef in GRID_WEIGHT_DECAY
-        ]
-    }
+    return sweep_of_decay(entry, scale, seeds, chosen["ln_weight_decay"]["lr"], GRID_WEIGHT_DECAY)
 
 
 CURVES = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from nap_bench.experiments.base import Entry, Labelled, curve, make_run, scalar
 from nap_bench.experiments.fig6_atari57 import DATA_EFFICIENT, FINAL, NATURE, PEAK, SMOKE
-from nap_bench.experiments.rl_sequence import FRESH_OF, re_entry_table
+from nap_bench.experiments.rl_sequence import FRESH_OF, PROBES, re_entry_table
 from nap_bench.report.claims import Claim, PairedPool
 from nap_bench.report.figures import Panel, look
 from nap_bench.report.scores import Score, Scores
@@ -203,12 +203,7 @@ def score(results: Iterable[Labelled]) -> Iterator[Score]:
                 yield from scalar(at, "forgotten", before_BS[-1] - score_BS[0])
         if not is_control:
             done = np.arange(len(returns_VBS)) + 1
-            for measure, metric in (
-                ("parameter_norm", "probe/parameter_norm"),
-                ("effective_learning_rate", "probe/effective_learning_rate"),
-                ("dormant_fraction", "probe/dormant_fraction_tau0.1"),
-                ("feature_rank", "probe/feature_rank"),
-            ):
+            for measure, metric in PROBES.items():
                 yield from curve(labelled, measure, done, visits(labelled, metric)[:, -1])
     for (arm, game), again in areas.items():
         fresh = areas.get((FRESH_OF.format(arm), game), {})

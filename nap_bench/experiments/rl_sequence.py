@@ -119,6 +119,15 @@ def cells(arm: str, setting: str, scale: str) -> list[tuple[str, str]]:
     return [(arm, "")]
 
 
+PROBES = {
+    "parameter_norm": "probe/parameter_norm",
+    "effective_learning_rate": "probe/effective_learning_rate",
+    "dormant_fraction": "probe/dormant_fraction_tau0.1",
+    "feature_rank": "probe/feature_rank",
+}
+"""What of a chain is shown besides its returns."""
+
+
 def normalised(labelled: Labelled, metric: str = "return/evaluation") -> np.ndarray:
     """Returns [visits, bins, S]: 0 for a policy that does not look (one ball in W is caught), 1 for the best one.
 
@@ -146,12 +155,7 @@ def score(results: Iterable[Labelled]) -> Iterator[Score]:
         num_visits, bins, _ = values_VBS.shape
         x = (np.arange(num_visits * bins) + 1) / bins
         yield from curve(labelled, "return", x, values_VBS.reshape(len(x), -1))
-        for measure, metric in (
-            ("parameter_norm", "probe/parameter_norm"),
-            ("effective_learning_rate", "probe/effective_learning_rate"),
-            ("dormant_fraction", "probe/dormant_fraction_tau0.1"),
-            ("feature_rank", "probe/feature_rank"),
-        ):
+        for measure, metric in PROBES.items():
             yield from curve(labelled, measure, x, labelled.series(metric)[1])
         params = labelled.params
         yield from _summary(labelled, values_VBS[last_visits(params).start :])
@@ -222,7 +226,7 @@ WORST = -1.0 / 3.0
 """Normalised return of missing every ball where one in four is caught blindly; wider frames are milder."""
 
 
-def _paired(label: str, arm: str, against: str, measure: str = "last_cycle", **more: str) -> Paired:
+def paired(label: str, arm: str, against: str, measure: str = "last_cycle", **more: str) -> Paired:
     return Paired(label=label, measure=measure, better="higher", arm=arm, against=against, if_diverged=WORST, **more)
 
 
@@ -235,7 +239,7 @@ CLAIMS = (
         kind="noninferiority",
         margin=0.1,
         unit=_UNIT,
-        measurements=(_paired("NaP - fresh NaP", "nap", FRESH["nap"]),),
+        measurements=(paired("NaP - fresh NaP", "nap", FRESH["nap"]),),
     ),
     Claim(
         id="plain_rainbow_relearns_worse_than_a_fresh_network",
@@ -244,7 +248,7 @@ CLAIMS = (
         kind="superiority",
         margin=0.1,
         unit=_UNIT,
-        measurements=(_paired("fresh Rainbow - Rainbow", FRESH["baseline"], "baseline"),),
+        measurements=(paired("fresh Rainbow - Rainbow", FRESH["baseline"], "baseline"),),
     ),
     Claim(
         id="layer_norm_is_between",
@@ -254,8 +258,8 @@ CLAIMS = (
         margin=0.02,
         unit=_UNIT,
         measurements=(
-            _paired("LN - Rainbow", "layer_norm", "baseline"),
-            _paired("NaP - LN", "nap", "layer_norm"),
+            paired("LN - Rainbow", "layer_norm", "baseline"),
+            paired("NaP - LN", "nap", "layer_norm"),
         ),
     ),
     Claim(
@@ -265,7 +269,7 @@ CLAIMS = (
         kind="noninferiority",
         margin=0.1,
         unit=_UNIT,
-        measurements=(_paired("NaP - ReDo", "nap", "redo"),),
+        measurements=(paired("NaP - ReDo", "nap", "redo"),),
     ),
     Claim(
         id="fresh_agents_solve_every_variant",
@@ -275,13 +279,13 @@ CLAIMS = (
         margin=0.2,
         unit="normalised return at the end of a visit",
         measurements=tuple(
-            _paired(f"{name}, visit {index}", FRESH[arm], FRESH[arm], f"final_{index}", against_measure="optimum")
+            paired(f"{name}, visit {index}", FRESH[arm], FRESH[arm], f"final_{index}", against_measure="optimum")
             for arm, name in (("baseline", "Rainbow"), ("layer_norm", "LN"), ("nap", "NaP"), ("redo", "ReDo"))
             for index in range(SIZES["laptop"]["task"]["num_variants"])
         ),
     ),
 )
-_SHOWN = ("baseline", "layer_norm", "nap", "redo")
+_PAIRS = tuple(side for pair in FRESH.items() for side in pair)
 PANELS = (
     Panel(
         kind="curve",
@@ -298,14 +302,14 @@ PANELS = (
         title="Last cycle: again, and fresh",
         xlabel="fraction of a visit",
         ylabel="normalised return",
-        arms=tuple(arm for pair in _SHOWN for arm in (pair, FRESH[pair])),
+        arms=_PAIRS,
     ),
     Panel(
         kind="interval",
         measure="last_cycle",
         title="Last cycle, area under the curve",
         xlabel="normalised return",
-        arms=tuple(arm for pair in STACKS for arm in (pair, FRESH[pair])),
+        arms=_PAIRS,
     ),
     Panel(
         kind="curve",
