@@ -14,6 +14,7 @@ from torch import Tensor
 from nap_bench import update
 from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.methods import stack_of
+from nap_bench.methods.base import Stack
 from nap_bench.metrics import norms, plasticity
 from nap_bench.metrics.flow import Flow
 from nap_bench.metrics.probe import UpdateProbe, measure_update
@@ -21,7 +22,7 @@ from nap_bench.models.roles import Role
 from nap_bench.schedules import SCHEDULES
 from nap_bench.session import Control, Session
 from nap_bench.spec import Run
-from nap_bench.state import TrainState, build
+from nap_bench.state import Shapes, TrainState, build
 from nap_bench.store import RunFolder
 
 DORMANT_TAU = 0.1
@@ -81,6 +82,27 @@ def diagnose(state: TrainState, acts: dict[str, Tensor], before_SP: Tensor) -> d
     return found
 
 
+def prepared(run: Run, shapes: Shapes, device: str) -> tuple[TrainState, Stack]:
+    """A run's state at its initial point, and its methods, set up. Refuses a run that cannot exist."""
+    stack = stack_of(run.methods)
+    if reason := stack.why_not(run):
+        raise ValueError(f"Run {run.run_id} cannot exist: {reason}")
+    state = build(stack.transform_model(run.model), run.optimizer, run.seeds, shapes, device, run.precision)
+    for method in stack:
+        state.slots[method.name] = method.setup(state)
+    return state, stack
+
+
+def result(session: Session, state: TrainState, total: int, *, extra_forward_passes: int) -> dict:
+    """What a run's loop returns: status of every seed, cost, and the network as the methods edited it."""
+    ended = session.end(state.alive, state.updates, total)
+    ended["cost"] |= {
+        "extra_forward_passes": extra_forward_passes,
+        "slot_bytes": sum(s.nbytes for slots in state.slots.values() for s in slots.values() if isinstance(s, Tensor)),
+    }
+    return ended | {"model": state.spec.as_dict()}
+
+
 def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, control: Control) -> dict:
     """Train a block of seeds to its end, going on from a checkpoint if there is one; returns status and cost.
 
@@ -89,13 +111,8 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     session = Session(run, folder, device, control)
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
     schedule = run.schedule.build(SCHEDULES, "schedule")
-    stack = stack_of(run.methods)
-    if reason := stack.why_not(run):
-        raise ValueError(f"Run {run.run_id} cannot exist: {reason}")
+    state, stack = prepared(run, benchmark.shapes, device)
     data = benchmark.load(data_dir, device)
-    state = build(stack.transform_model(run.model), run.optimizer, run.seeds, benchmark.shapes, device, run.precision)
-    for method in stack:
-        state.slots[method.name] = method.setup(state)
     flow = Flow(state) if benchmark.flow else None
     online = Online.empty(state)
     if saved := session.saved:
@@ -151,9 +168,4 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
 
         session.after(state.step, total, content)
 
-    ended = session.end(state.alive, state.updates, total)
-    ended["cost"] |= {
-        "extra_forward_passes": state.num_forwards - total,
-        "slot_bytes": sum(s.nbytes for slots in state.slots.values() for s in slots.values() if isinstance(s, Tensor)),
-    }
-    return ended | {"model": state.spec.as_dict()}
+    return result(session, state, total, extra_forward_passes=state.num_forwards - total)

@@ -16,7 +16,6 @@ from torch import Tensor
 from nap_bench import update
 from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.benchmarks.base_rl import RLBenchmark
-from nap_bench.methods import stack_of
 from nap_bench.methods.base import Stack
 from nap_bench.rl import rainbow
 from nap_bench.rl.graph import Graphed
@@ -25,9 +24,9 @@ from nap_bench.rng import Uniform
 from nap_bench.schedules import SCHEDULES, Schedule
 from nap_bench.session import Control, Session
 from nap_bench.spec import Run
-from nap_bench.state import TrainState, build
+from nap_bench.state import TrainState
 from nap_bench.store import RunFolder
-from nap_bench.train import diagnose
+from nap_bench.train import diagnose, prepared, result
 
 
 class Playing:
@@ -193,12 +192,7 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
     schedule = run.schedule.build(SCHEDULES, "schedule")
     schedule(0, benchmark.num_steps, benchmark.updates_per_visit)  # refuses an impossible one before anything is made
-    stack = stack_of(run.methods)
-    if reason := stack.why_not(run):
-        raise ValueError(f"Run {run.run_id} cannot exist: {reason}")
-    state = build(stack.transform_model(run.model), run.optimizer, run.seeds, benchmark.shapes, device, run.precision)
-    for method in stack:
-        state.slots[method.name] = method.setup(state)
+    state, stack = prepared(run, benchmark.shapes, device)
     learner = Learner(benchmark, state, stack, schedule)
     playing = Playing(benchmark, run.seeds, benchmark.num_envs, "training", device)
     acting_noise = rainbow.NoiseStream("noise/acting", state, benchmark.num_envs)
@@ -265,12 +259,7 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
         done += 1
         session.after(state.step, total, content)
 
-    ended = session.end(state.alive, state.updates, total)
-    ended["cost"] |= {
-        "extra_forward_passes": learner.asked_forwards,
-        "slot_bytes": sum(s.nbytes for slots in state.slots.values() for s in slots.values() if isinstance(s, Tensor)),
-    }
-    return ended | {"model": state.spec.as_dict()}
+    return result(session, state, total, extra_forward_passes=learner.asked_forwards)
 
 
 def evaluate(benchmark: RLBenchmark, learner: Learner, update_number: int) -> Tensor:
