@@ -361,6 +361,12 @@ def _reference(ax: Any, panel: Panel) -> None:
         _note(ax, name, (level, 1), (3, -1), ax.get_xaxis_transform(), va="top")
 
 
+def _line(ax, xs, ys, style: Look, **how: Any) -> None:
+    """An arm's line in its own looks."""
+    common = dict(linewidth=2, markersize=4.5, markeredgecolor="white", markeredgewidth=0.5)
+    ax.plot(xs, ys, color=style.color, linestyle=style.dash, marker=style.marker, **common, **how)
+
+
 def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
     """Mean, 95 % t interval at each x, each seed as a thin line; a diverged one ends in a cross and leaves the mean."""
     import numpy as np
@@ -384,19 +390,8 @@ def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
         kept = [(x, mean) for x, row in zip(x_T, values_TS, strict=True) if (mean := middle(row)) is not None]
         xs, means = [x for x, _ in kept], [mean for _, mean in kept]
         every = max(1, len(xs) // 7)
-        ax.plot(
-            xs,
-            [mean.estimate for mean in means],
-            color=style.color,
-            linestyle=style.dash,
-            linewidth=2,
-            marker=style.marker,
-            markersize=4.5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            markevery=(order * every // len(arms), every),
-            zorder=5 - 0.1 * order,
-        )
+        mark = (order * every // len(arms), every)
+        _line(ax, xs, [mean.estimate for mean in means], style, markevery=mark, zorder=5 - 0.1 * order)
         low, high = [mean.low for mean in means], [mean.high for mean in means]
         ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
     points = sorted({x for arm in arms for x in scores.curve(panel.measure, arm, panel.setting)[0].tolist()})
@@ -482,19 +477,7 @@ def _profile(ax: Any, panel: Panel, scores: Scores) -> None:
             continue
         style = look(arm)
         found = [stats.pooled_interval(values_ST > x, "mean") for x in xs]
-        mark = (order * 6 // len(arms), 6)
-        ax.plot(
-            xs,
-            [share.estimate for share in found],
-            color=style.color,
-            linestyle=style.dash,
-            linewidth=2,
-            marker=style.marker,
-            markersize=4.5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            markevery=mark,
-        )
+        _line(ax, xs, [share.estimate for share in found], style, markevery=(order * 6 // len(arms), 6))
         low, high = np.clip([[share.low, share.high] for share in found], 0.0, 1.0).T
         ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
     ax.set_ylim(0.0, 1.0)
