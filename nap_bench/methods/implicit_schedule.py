@@ -19,19 +19,21 @@ RESCALINGS = ("layer", "global")
 class ImplicitSchedule(Method):
     """A network projected after every update takes the steps of its unprojected twin, without coupling two runs.
 
-    Per projected layer it keeps c, the norm the twin would have over the initial one: c <- c ||V|| / rho, V the weights after
-    the update and before projection. A scale-invariant layer of norm c rho has the gradient of the projected one divided by c,
-    and moves the function as the projected one does at the rate divided by c (Definition 1). So the gradient is divided by c
-    before the optimizer sees it, and the update is divided by c after.
+    Per projected layer it keeps c, the norm the twin has over the initial one, rho. A scale-invariant layer of norm c rho has the
+    gradient of the projected one divided by c (Definition 1). So once the gradient is known it is divided by c and the weights W
+    are multiplied by c: they are the twin's, and the optimizer takes the twin's step, to V. Then c <- ||V|| / rho, and nap brings
+    V back to norm rho. As the direction is all that counts, the projected network's rate is divided by c for an optimizer whose
+    step ignores the gradient's scale, and by c^2 for SGD.
 
     rescale: "layer", each layer by its own c; "global", all projected layers by the ratio of their joint norms.
-    gradients: divide the gradient too. SGD's step, linear in it, is then divided by c twice: lr / c^2, which is exact. Without,
-      SGD divides its rate by c^2 directly, the same; Adam, whose step ignores the gradient's scale, is exact only with it,
-      because its moments mix gradients taken at different norms (the paper calls the twins "identical by construction").
+    gradients: False leaves the gradient to optimizers that ignore its scale, so that only the rate is divided by c. Adam is exact
+      only with True, because its moments mix gradients taken at different norms (the paper calls the twins "identical by
+      construction"). SGD, whose step is linear in the gradient, does the same with either.
     Needs `nap` in the stack, projecting at every update.
     """
 
     name: ClassVar[str] = "implicit_schedule"
+    version: ClassVar[int] = 2
     phase: ClassVar[Phase] = Phase.PROJECT  # before nap, by name
 
     rescale: str = "layer"
@@ -49,41 +51,32 @@ class ImplicitSchedule(Method):
 
     def setup(self, state) -> dict[str, Tensor]:
         ones = torch.ones(len(state.seeds), device=state.device, dtype=state.flat.dtype)
-        return {"before": state.flat.detach().clone()} | {group.name: ones.clone() for group in self._groups(state)}
+        return {group.name: ones.clone() for group in self._groups(state)}
 
     def _groups(self, state):
         return [g for g in state.groups if Role.OUTPUT not in {state.roles[name] for name in g.members}]
 
-    def _pieces(self, state, flat: Tensor):
-        """(c [S, 1, ...], slice of a flat tensor) of every projected parameter."""
-        slots = state.slots[self.name]
-        for group in self._groups(state):
-            for name in group.members:
-                piece = state.view(flat, name)
-                yield slots[group.name].view(-1, *[1] * (piece.dim() - 1)), piece
-
     @torch.no_grad()
     def after_backward(self, state) -> None:
-        state.slots[self.name]["before"].copy_(state.flat)
-        if self.gradients:
-            for c, gradient in self._pieces(state, state.flat.grad):
-                gradient.div_(c)
+        """The twin's weights and gradient, for the optimizer's step. They stay until `nap` projects."""
+        divides = self.gradients or not state.optimizer.steps_are_normalised
+        for group in self._groups(state):
+            c_S = state.slots[self.name][group.name]
+            for name in group.members:
+                weight = state.params[name].detach()
+                c = c_S.view(-1, *[1] * (weight.dim() - 1))
+                weight.mul_(c)
+                if divides:
+                    state.view(state.flat.grad, name).mul_(c.reciprocal())  # dividing takes twice as long
 
     @torch.no_grad()
     def after_step(self, state) -> None:
-        slots, targets = state.slots[self.name], state.slots["nap"]
-        squared = not self.gradients and not state.optimizer.steps_are_normalised
-        before = (piece for _, piece in self._pieces(state, slots["before"]))
-        for (c, after), piece in zip(self._pieces(state, state.flat), before, strict=True):
-            weight = 1.0 / c**2 if squared else 1.0 / c
-            torch.lerp(piece, after, weight, out=after)  # in place: a new tensor of this size costs more
-        groups = self._groups(state)
+        slots, targets, groups = state.slots[self.name], state.slots["nap"], self._groups(state)
         if self.rescale == "layer":
             for group in groups:
-                slots[group.name].mul_(state.group_norm(group) / targets[group.name])
+                slots[group.name].copy_(state.group_norm(group) / targets[group.name])
             return
-        # the twin's layer has norm c ||V||: one c for all, from the joint norm that the twin would have
         now = torch.stack([state.group_norm(group) for group in groups]).square().sum(dim=0).sqrt()
         start = torch.stack([targets[group.name] for group in groups]).square().sum(dim=0).sqrt()
         for group in groups:
-            slots[group.name].mul_(now / start)
+            slots[group.name].copy_(now / start)
