@@ -13,7 +13,7 @@ from nap_bench.report.claims import Claim, Pooled
 from nap_bench.report.figures import Panel, look
 from nap_bench.report.scores import Score, Scores
 from nap_bench.report.tables import DASH, amounts, estimate_and_span
-from nap_bench.rl.scores_atari import GAMES, human_normalised
+from nap_bench.rl.scores_atari import GAMES, RAINBOW_PUBLISHED, human_normalised
 
 TITLE = "57 Atari games"
 PAPER = (
@@ -305,10 +305,26 @@ def _beside_published(scores: Scores) -> list[dict[str, Any]]:
         "evaluations, read off the published curve. Dopamine's Rainbow is no reference here: sticky actions, training returns."
     )
     columns = ("frames", "Rainbow of DQN Zoo", "Rainbow here")
+    games = {
+        "title": "Rainbow by game, beside published scores by other protocols",
+        "columns": ("game", "Rainbow here", "Hessel et al. 2018", "Dopamine"),
+        "rows": [
+            [game, *(DASH if value is None else f"{value:,.1f}" for value in (_mean_return(scores, game), *published))]
+            for game, published in RAINBOW_PUBLISHED.items()
+        ],
+        "note": "Returns. Hessel et al.: no-op starts, best agent evaluated again. Dopamine: sticky actions, training returns.",
+    }
     others = {
         "title": "Rainbow published elsewhere, by other protocols",
         "columns": ("source", "protocol", "games", "median", "IQM"),
         "rows": [[*source, str(games), *amounts([median, iqm])] for *source, games, median, iqm in ELSEWHERE],
         "note": "At 200M frames, human-normalised by the same table. Not comparable with each other or with ours.",
     }
-    return [{"title": "Beside published Rainbow", "columns": columns, "rows": rows, "note": note}, others]
+    return [{"title": "Beside published Rainbow", "columns": columns, "rows": rows, "note": note}, others, games]
+
+
+def _mean_return(scores: Scores, game: str) -> float | None:
+    """Of plain Rainbow at the end of training, over seeds."""
+    if not scores.has("return", "baseline", game):
+        return None
+    return float(np.mean(list(scores.values("return", "baseline", game).values())))

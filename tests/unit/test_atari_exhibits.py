@@ -19,7 +19,7 @@ from nap_bench.experiments.base import Labelled
 from nap_bench.report import figures
 from nap_bench.report.claims import NOT_RUN, Pooled, judge
 from nap_bench.report.scores import Scores
-from nap_bench.rl.scores_atari import HUMAN_RANDOM, human_normalised
+from nap_bench.rl.scores_atari import HUMAN_RANDOM, RAINBOW_PUBLISHED, human_normalised
 from nap_bench.schedules import SCHEDULES
 
 EXHIBITS = {"fig4_schedules": fig4, "fig6_atari57": fig6, "fig7_decay_duration": fig7}
@@ -143,10 +143,14 @@ def test_all_57_games_decide_the_papers_claim_and_one_missing_game_leaves_it_ope
     assert {claim["verdict"] for claim in claims.values()} == {"SUPPORTED"}
     best = claims["nap_with_linear_schedule_is_best"]
     assert len(best["measurements"]) == 6 and {m["n"] for m in best["measurements"]} == {4}
-    over_games, published, elsewhere = fig6.tables(scores)
+    over_games, published, elsewhere, by_game = fig6.tables(scores)
     assert [row[1:3] for row in over_games["rows"]] == [["57", "4"]] * 4
     assert [row[1] for row in published["rows"]] == ["1.140", "1.730", "1.870"]
     assert [row[2] for row in elsewhere["rows"]] == ["54", "55", "55"]
+    assert by_game["rows"][-1][2:] == ["22,209.5", "14,686.5"] and len(by_game["rows"]) == 57
+    low, high = HUMAN_RANDOM["zaxxon"]
+    at_end = np.mean(list(scores.values("human_normalised", "baseline", "zaxxon").values()))
+    assert float(by_game["rows"][-1][1].replace(",", "")) == pytest.approx(low + at_end * (high - low), abs=0.1)
     assert float(published["rows"][-1][2]) == pytest.approx(1.2, abs=0.1)
     entries = [e for e in fig6.runs("paper") if e.setting != "zaxxon"]
     claims, scores = judged("fig6_atari57", "paper", entries=entries)
@@ -154,6 +158,12 @@ def test_all_57_games_decide_the_papers_claim_and_one_missing_game_leaves_it_ope
     assert claims["nap_with_linear_schedule_is_best_on_five_games"]["verdict"] == "SUPPORTED"
     assert [row[1] for row in fig6.tables(scores)[0]["rows"]] == ["56"] * 4
     assert {row[2] for row in fig6.tables(scores)[1]["rows"]} == {"–"}
+
+
+def test_published_scores_by_game_give_the_medians_that_are_shown_beside_ours():
+    for column, row in ((0, fig6.ELSEWHERE[0]), (1, fig6.ELSEWHERE[2])):
+        found = [human_normalised(g, both[column]) for g, both in RAINBOW_PUBLISHED.items() if both[column] is not None]
+        assert (len(found), np.median(found)) == (row[2], pytest.approx(row[3], abs=1e-3))
 
 
 def test_a_score_is_the_mean_of_the_last_tenth_and_curves_are_thinned_by_averaging():
