@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-PRECISIONS = ("fp32", "fp64")
+PRECISIONS = ("bf16", "fp32", "fp64")
 PROTOCOL = 1
 """Version of the shared numerical code (loop, update, rng, blocks). Bumped when its numbers change."""
 
@@ -108,8 +108,13 @@ class ModelSpec:
     norm: "none", "layer", "rms", "batch" or "group" (`norm_groups` of them), placed immediately before every nonlinearity,
       or before the norm that the network has of its own there (`own_norm` of its size).
     norm_eps: added to the variance or mean square.  norm_affine: learnable scale and offset.
-    init: "torch" (PyTorch's default, U(+-1/sqrt(fan_in))) or "he" (N(0, 2/fan_in), biases 0).
+    init: "torch" (PyTorch's default, U(+-1/sqrt(fan_in))), "he" (N(0, 2/fan_in), biases 0) or "he_uniform" (U(+-sqrt(6/fan_in)),
+      of the output layer U(+-sqrt(3/fan_in)), biases 0).
     init_scale: multiplies the initial hidden weights (not biases, not the output layer).
+    auxiliary: how many linear heads read the last hidden features besides the output layer; no output comes of them.
+    causal: no token sees a later one, where a family reads strings; False for a model that fills in what is hidden.
+    unit_scale: a learned factor of every unit's output before its bias, see `blocks.UNIT_SCALES`; "none" is none.
+    injections: pairs of frozen heads beside the trained one (plasticity injection), of its last `head_layers` layers.
     """
 
     family: str
@@ -122,6 +127,11 @@ class ModelSpec:
     init_scale: float = 1.0
     negative_slope: float = later(0.01)
     norm_groups: int = later(4)
+    auxiliary: int = later(0)
+    causal: bool = later(True)
+    unit_scale: str = later("none")
+    injections: int = later(0)
+    head_layers: int = later(2)
 
     def as_dict(self) -> dict[str, Any]:
         return {**_said(self), "size": dict(self.size)}

@@ -7,7 +7,6 @@ Order: backward over micro-losses, penalties, divergence, clipping, after_backwa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ SAME_WIDTH = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 def forward(state: TrainState, stack: Stack, inputs: Tensor, **given: Tensor) -> Tensor:
     """The forward that is trained on; keeps post-activations in state.acts if a method declares that it needs them."""
-    state.acts = {} if stack.needs_acts else None
+    state.acts, state.fed = ({}, (inputs, given)) if stack.needs_acts else (None, None)
     return state.forward(inputs, state.acts, training=True, **given)
 
 
@@ -29,19 +28,16 @@ def grad_step(state: TrainState, losses: Iterable[Tensor], stack: Stack) -> None
 
     A seed whose loss is not finite is dead from then on: its gradient is replaced by zeros (torch.where: NaN * 0 is NaN),
     its divergence is recorded, and the other seeds do not notice. No Python branch on the step, no host synchronisation.
+    A penalty on activations is added to every micro-loss, whole: there is one in all loops.
+    Where several processes train together, each brings losses of its own; penalties are added to their sum.
     """
-    parameters = list(state.params.values())
-    penalties = (method.loss_penalty(state) for method in stack.penalised)
-    total_S = None
-    for loss_S in chain(losses, penalties):
-        pieces = torch.autograd.grad(loss_S.sum(), parameters, allow_unused=True, materialize_grads=True)
-        flat = [piece.flatten(1) for piece in pieces]
-        if total_S is None:
-            total_S = loss_S.detach()
-            torch.cat(flat, dim=1, out=state.gradient)
-        else:
-            total_S = total_S + loss_S.detach()
-            state.gradient += torch.cat(flat, dim=1)
+    if stack.penalised_on_acts:
+        losses = (sum((method.loss_penalty(state) for method in stack.penalised_on_acts), loss_S) for loss_S in losses)
+    total_S = backward(state, losses)
+    if state.ranks is not None:
+        total_S = state.ranks.summed(state.flat.grad, total_S.clone())
+    if stack.penalised:
+        total_S = backward(state, (method.loss_penalty(state) for method in stack.penalised), total_S)
     state.alive &= torch.isfinite(total_S)
     state.updates += state.alive
     bits = SAME_WIDTH[state.gradient.dtype]
@@ -55,6 +51,21 @@ def grad_step(state: TrainState, losses: Iterable[Tensor], stack: Stack) -> None
     state.optimizer.step()
     if state.acts:
         state.acts = {name: act.detach() for name, act in state.acts.items()}
+
+
+def backward(state: TrainState, losses: Iterable[Tensor], total_S: Tensor | None = None) -> Tensor:
+    """Gradients of losses [S] into `state.gradient`, which sums to `total_S` so far, or is overwritten; returns the new sum."""
+    parameters = list(state.params.values())
+    for loss_S in losses:
+        pieces = torch.autograd.grad(loss_S.sum(), parameters, allow_unused=True, materialize_grads=True)
+        flat = [piece.flatten(1) for piece in pieces]
+        if total_S is None:
+            total_S = loss_S.detach()
+            torch.cat(flat, dim=1, out=state.gradient)
+        else:
+            total_S = total_S + loss_S.detach()
+            state.gradient += torch.cat(flat, dim=1)
+    return total_S
 
 
 def tail(state: TrainState, stack: Stack) -> None:

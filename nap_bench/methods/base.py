@@ -16,8 +16,9 @@ from nap_bench.spec import Component, ModelSpec, Run
 
 
 class Phase(IntEnum):
-    """When a method's hooks run, relative to the others': resets, then shrinking, then projection."""
+    """When a method's hooks run, relative to the others': what finishes the optimizer's step, resets, shrinking, projection."""
 
+    STEP = -1
     RESET = 0
     SHRINK = 1
     PROJECT = 2
@@ -26,7 +27,8 @@ class Phase(IntEnum):
 class Method(Component):
     """Base of all methods: every hook defaults to nothing.
 
-    phase: see Phase; ties sort by name.  needs_acts: the training forward keeps post-activations in `state.acts`.
+    phase: see Phase; ties sort by name.  needs_acts: the training forward keeps post-activations in `state.acts`, and what it
+      was given in `state.fed`; a `loss_penalty` is then asked for while they are attached, and goes backward with the loss.
     told_of_tasks: `on_task_boundary` is called. Methods that do not declare it never learn of a task switch.
     edits_at_boundaries: its `on_task_boundary` edits parameters, so every method's `restore` runs once afterwards.
     """
@@ -70,7 +72,9 @@ class Stack:
 
     def __init__(self, methods: list[Method]):
         self.methods = sorted(methods, key=lambda method: (method.phase, method.name))
-        self.penalised = self._overriding("loss_penalty")
+        penalised = self._overriding("loss_penalty")
+        self.penalised = [method for method in penalised if not method.needs_acts]
+        self.penalised_on_acts = [method for method in penalised if method.needs_acts]
         self.after_backward = self._overriding("after_backward")
         self.after_step = self._overriding("after_step")
         self.needs_acts = any(method.needs_acts for method in self.methods)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nap_bench.methods.base import Method
+from nap_bench.models.blocks import Units
 from nap_bench.models.roles import Role
 from nap_bench.spec import Run, nearest
 
@@ -130,22 +131,34 @@ class ContinualBackprop(Method):
         for units, scores_SU, num in zip(state.units, self._by_layer(state, candidates), due, strict=True):
             column_SN = scores_SU.argsort(dim=1, stable=True)[:, :num]
             if num:
-                chosen.append((units, num, (row_S1, column_SN)))
+                at = row_S1.expand_as(column_SN).flatten(), column_SN.flatten()
+                chosen.append((units, [num] * len(state.seeds), at))
                 for key in slots.keys() - {"census"}:
                     slots[key][row_S1, start + column_SN] = 0.0
             start += units.size
-        for units, num, at in chosen:
-            for name in (*units.incoming, *(units.norm if self.reset_norm else ())):
-                view = state.by_unit(units, name)
-                is_bias = state.roles[name] is Role.BIAS
-                view[at] = 0.0 if is_bias else state.fresh(name, self.name, state.step, shape=(num, *view.shape[2:]))
-                self._forget(state, units, name, at)
-        for units, _, at in chosen:
-            for name in units.outgoing:
-                state.by_unit(units, name)[at] = 0.0
-                self._forget(state, units, name, at)
+        restart(state, chosen, self.name, reset_norm=self.reset_norm)
 
-    @staticmethod
-    def _forget(state, units, name: str, at: tuple[Tensor, Tensor]) -> None:
-        for moment in state.optimizer.moments(name).values():
-            state.by_unit(units, name, moment)[at] = 0.0
+
+Chosen = tuple[Units, list[int], tuple[Tensor, Tensor]]
+"""Units of a layer that start anew: how many of each seed, and where: (seed [N], unit [N]), seed after seed."""
+
+
+def restart(state, chosen: list[Chosen], purpose: str, *, reset_norm: bool) -> None:
+    """Draw what comes into the units anew, and set biases, what goes out of them, and both moments of all of these to 0."""
+    for units, counts, at in chosen:
+        for name in (*units.incoming, *(units.norm if reset_norm else ())):
+            view = state.by_unit(units, name)
+            if state.roles[name] is Role.BIAS:
+                view[at] = 0.0
+            else:
+                view[at] = state.fresh_rows(name, purpose, state.step, counts=counts, shape=view.shape[2:])
+            _forget(state, units, name, at)
+    for units, _, at in chosen:
+        for name in units.outgoing:
+            state.by_unit(units, name)[at] = 0.0
+            _forget(state, units, name, at)
+
+
+def _forget(state, units: Units, name: str, at: tuple[Tensor, Tensor]) -> None:
+    for moment in state.optimizer.moments(name).values():
+        state.by_unit(units, name, moment)[at] = 0.0

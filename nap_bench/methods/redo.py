@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nap_bench.methods.base import Method
+from nap_bench.models.blocks import Units
 from nap_bench.models.roles import Role
 from nap_bench.spec import Run
 
@@ -56,18 +57,7 @@ class ReDo(Method):
         if self.period is None or state.step % self.period:
             return
         dormant = [(units, self.score(state.acts[units.name]) <= self.tau) for units in state.units]
-        for units, mask_SU in dormant:
-            for name in (*units.incoming, *(units.norm if self.reset_norm else ())):
-                is_bias = state.roles[name] is Role.BIAS
-                new = torch.zeros_like(state.params[name]) if is_bias else state.fresh(name, "redo", state.step)
-                view = state.by_unit(units, name)
-                torch.where(like(mask_SU, view), state.by_unit(units, name, new), view, out=view)
-                self._forget(state, units, name, mask_SU)
-        for units, mask_SU in dormant:
-            for name in units.outgoing:
-                view = state.by_unit(units, name)
-                view.masked_fill_(like(mask_SU, view), 0.0)
-                self._forget(state, units, name, mask_SU)
+        recycle(state, dormant, self.name, reset_norm=self.reset_norm)
 
     @staticmethod
     def score(act: Tensor) -> Tensor:
@@ -75,11 +65,27 @@ class ReDo(Method):
         size_SU = act.abs().mean(dim=(1, *range(3, act.dim())))
         return size_SU / (size_SU.mean(dim=1, keepdim=True) + EPS)
 
-    @staticmethod
-    def _forget(state, units, name: str, mask_SU: Tensor) -> None:
-        for moment in state.optimizer.moments(name).values():
-            view = state.by_unit(units, name, moment)
+
+def recycle(state, dormant: list[tuple[Units, Tensor]], purpose: str, *, reset_norm: bool) -> None:
+    """Start the units of masks [S, U] anew, without asking the device how many there are."""
+    for units, mask_SU in dormant:
+        for name in (*units.incoming, *(units.norm if reset_norm else ())):
+            is_bias = state.roles[name] is Role.BIAS
+            new = torch.zeros_like(state.params[name]) if is_bias else state.fresh(name, purpose, state.step)
+            view = state.by_unit(units, name)
+            torch.where(like(mask_SU, view), state.by_unit(units, name, new), view, out=view)
+            _forget(state, units, name, mask_SU)
+    for units, mask_SU in dormant:
+        for name in units.outgoing:
+            view = state.by_unit(units, name)
             view.masked_fill_(like(mask_SU, view), 0.0)
+            _forget(state, units, name, mask_SU)
+
+
+def _forget(state, units: Units, name: str, mask_SU: Tensor) -> None:
+    for moment in state.optimizer.moments(name).values():
+        view = state.by_unit(units, name, moment)
+        view.masked_fill_(like(mask_SU, view), 0.0)
 
 
 def like(mask_SU: Tensor, view: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Flow:
     @torch.no_grad()
     def add(self, state: TrainState, before_SP: Tensor) -> None:
         """Take in an update: between the optimizer's step and the tail. before_SP: parameters before the step."""
-        flats = (before_SP, state.eval_params)
+        flats = (before_SP, state.flat.detach())
         pairs = [tuple(self._vector(state, group, flat_SP) for flat_SP in flats) for group in self.groups]
         before_GS = torch.stack([global_norm(before_SN) for before_SN, _ in pairs])
         parts = [update_parts(*pair) for pair in pairs]

@@ -35,7 +35,11 @@ class PerExample:
         def read(module: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
             self.layers.append((module, given[0].detach(), out))
 
-        owners = [module for module in state.model.modules() if module._parameters]
+        owners = [
+            module
+            for module in state.model.modules()
+            if any(p.requires_grad for p in module._parameters.values() if p is not None)
+        ]
         hooks = [module.register_forward_hook(read) for module in owners]
         try:
             self.outputs = state.forward(inputs)
@@ -57,13 +61,17 @@ def _gram(layer: nn.Module, given: Tensor, delta: Tensor) -> Tensor:
     (x x^T + 1) * (delta delta^T), elementwise, and no gradient is formed (the Hadamard trick). Other layers have few
     parameters.
     """
-    if type(layer) in (Linear, Output):
+    if type(layer) in (Linear, Output) and layer.unit_scale is None:
         return (torch.bmm(given, given.mT) + float(layer.bias is not None)) * torch.bmm(delta, delta.mT)
     over_pixels = tuple(range(3, delta.dim()))
-    if isinstance(layer, Conv2d):
-        columns = F.unfold(given.flatten(0, 1), layer.weight.shape[3:], padding=layer.padding, stride=layer.stride)
-        rows = [torch.bmm(delta.flatten(0, 1).flatten(2), columns.mT).flatten(1).unflatten(0, delta.shape[:2])]
-        rows += [delta.sum(dim=over_pixels)] if layer.bias is not None else []
+    if type(layer) in (Conv2d, Linear, Output):
+        if isinstance(layer, Conv2d):
+            columns = F.unfold(given.flatten(0, 1), layer.weight.shape[3:], padding=layer.padding, stride=layer.stride)
+            of_weight = torch.bmm(delta.flatten(0, 1).flatten(2), columns.mT).unflatten(0, delta.shape[:2])
+        else:
+            of_weight = delta.unsqueeze(3) * given.unsqueeze(2)
+        rows = [part.flatten(2) for part in _through_factor(layer, of_weight)]
+        rows += [delta.sum(dim=over_pixels) if over_pixels else delta] if layer.bias is not None else []
     elif isinstance(layer, LayerNorm):
         scaled = delta * layer.normalise(given)
         rows = [part.sum(dim=over_pixels) if over_pixels else part for part in (scaled, delta)]
@@ -72,6 +80,20 @@ def _gram(layer: nn.Module, given: Tensor, delta: Tensor) -> Tensor:
             f"No gradients of single examples for {type(layer).__name__}: add it to nap_bench/metrics/landscape.py."
         )
     return sum(torch.bmm(row_SnP, row_SnP.mT) for row_SnP in rows)
+
+
+def _through_factor(layer: Conv2d | Linear, of_weight: Tensor) -> list[Tensor]:
+    """Gradients [S, n, O, ...] of what is trained, from that [S, n, O, F] of the weight as it acts on the layer's inputs."""
+    if layer.unit_scale is None:
+        return [of_weight]
+    weight_SOF = (layer.weight.mT if layer.weight.dim() == 3 else layer.weight.flatten(2)).detach().double()
+    factor_SO1 = layer.unit_scale.detach().double().unsqueeze(2)
+    if layer.is_weight_normed:
+        length_SO1 = torch.linalg.vector_norm(weight_SOF, dim=2, keepdim=True)
+        weight_SOF, factor_SO1 = weight_SOF / length_SO1, factor_SO1 / length_SO1
+    along = (of_weight * weight_SOF.unsqueeze(1)).sum(dim=3, keepdim=True)  # gradient of the factor
+    across = of_weight - along * weight_SOF.unsqueeze(1) if layer.is_weight_normed else of_weight
+    return [across * factor_SO1.unsqueeze(1), along]
 
 
 @torch.enable_grad()
@@ -120,7 +142,7 @@ def top_hessian_eigenvalue(
     """
     parameters = list(state.params.values())
     loss_S = losses(state.forward(inputs), targets).mean(dim=1)
-    slopes = torch.autograd.grad(loss_S.sum(), parameters, create_graph=True)
+    slopes = torch.autograd.grad(loss_S.sum(), parameters, create_graph=True, allow_unused=True, materialize_grads=True)
     slope_SP = torch.cat([slope.flatten(1) for slope in slopes], dim=1)
     how = dict(retain_graph=True, materialize_grads=True, allow_unused=True)
 
@@ -168,6 +190,8 @@ def random_label_gradient(state: TrainState, inputs: Tensor, losses: Losses, num
             for seed in state.seeds
         ]
         loss_S = losses(out_SnK, torch.stack(labels).to(out_SnK.device)).mean(dim=1)
-        slopes = torch.autograd.grad(loss_S.sum(), parameters, retain_graph=True)
+        slopes = torch.autograd.grad(
+            loss_S.sum(), parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         squares_S += sum(slope.flatten(1).square().sum(dim=1) for slope in slopes)
     return squares_S / num_draws

@@ -84,7 +84,7 @@ class Probe:
     @cached_property
     def initial(self) -> Tensor:
         """The initial parameters [S, P], drawn again."""
-        return torch.cat([self.state.fresh(name).flatten(1) for name in self.state.views], dim=1)
+        return torch.cat([self.state.fresh(name).flatten(1) for name in self.state.params], dim=1)
 
     def over_units(self, fraction: Callable[..., Tensor], *layers: Iterable[Tensor]) -> Tensor:
         """Mean over all hidden units of a fraction of a layer's; layers of activations unless others are given."""
@@ -168,7 +168,7 @@ class UpdateProbe:
             if Role.OUTPUT not in {state.roles[name] for name in group.members}:
                 ends = (
                     torch.cat([state.view(flat, name).flatten(1) for name in group.members], dim=1)
-                    for flat in (self.before_SP, state.eval_params)
+                    for flat in (self.before_SP, state.flat.detach())
                 )
                 logs.append(norms.rotation_angle(*ends).log())
         return torch.stack(logs).mean(dim=0).exp()

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +66,17 @@ def chain(spec: ModelSpec, layers: Sequence[str], sizes: Sequence[int]) -> tuple
             name=f"layer{index}",
             size=size,
             features=features_per_unit(spec),
-            incoming=(f"{layer}.weight",) if has_norm(spec) else (f"{layer}.weight", f"{layer}.bias"),
+            incoming=tuple(f"{layer}.{leaf}" for leaf in leaves(spec)),
             norm=norm_names(spec, f"norms.{index}"),
             outgoing=(f"{after}.weight",),
         )
-        for index, (layer, after, size) in enumerate(zip(layers, [*layers[1:], "output"], sizes, strict=True))
+        for index, (layer, after, size) in enumerate(zip(layers, [*layers, "output"][1:], sizes, strict=True))
     )
+
+
+def leaves(spec: ModelSpec) -> tuple[str, ...]:
+    """The parameters of a hidden layer."""
+    return ("weight", *["bias"] * (not has_norm(spec)), *["unit_scale"] * (spec.unit_scale != "none"))
 
 
 def declare(num_seeds: int, *shape: int) -> nn.Parameter:
@@ -90,32 +96,119 @@ def constant(value: float) -> Draw:
     return Draw(0.0, lambda shape, gen: torch.full(shape, value))
 
 
-def weight_draw(init: str, fan_in: int, scale: float = 1.0) -> Draw:
-    """`torch`: U(+-1/sqrt(fan_in)), what nn.Linear does; `he`: N(0, 2/fan_in) (He et al. 2015); both times `scale`."""
+def weight_draw(init: str, fan_in: int, scale: float = 1.0, gain: float = 2.0) -> Draw:
+    """`torch`: U(+-1/sqrt(fan_in)), what nn.Linear does; `he`: N(0, 2/fan_in) (He et al. 2015); `he_uniform`: U(+-sqrt(3 gain /
+    fan_in)), of variance gain / fan_in, where the gain is 2 before a nonlinearity and 1 after the last; all times `scale`.
+    """
     if init == "torch":
         return uniform(scale / math.sqrt(fan_in))
     if init == "he":
         return normal(scale * math.sqrt(2.0 / fan_in))
-    raise ValueError(f"Unknown init {init!r}. Known: torch, he.")
+    if init == "he_uniform":
+        return uniform(scale * math.sqrt(3.0 * gain / fan_in))
+    raise ValueError(nearest(init, ("torch", "he", "he_uniform"), "init"))
 
 
 def bias_draw(init: str, fan_in: int) -> Draw:
     return uniform(1.0 / math.sqrt(fan_in)) if init == "torch" else constant(0.0)
 
 
-class Linear(nn.Module):
-    """A hidden layer, x_SBI -> x_SBO. weight [S, I, O], so that its gradient comes out contiguous; bias [S, O] or None."""
+UNIT_SCALES = ("none", "one", "length", "weight_norm")
+"""Learned factors of a layer's outputs, before the bias: none; starting at 1; starting at the length of a unit's weights, in the
+mean square; the same with the weights divided by their length, w = scale v / ||v|| (weight normalisation)."""
+SMALLEST_SQUARE = 1e-24
+"""Weights that are zero throughout have no direction: they stay zero."""
 
-    def __init__(self, num_seeds: int, inputs: int, outputs: int, *, bias: bool, init: str, init_scale: float = 1.0):
+
+def lengths(weight: Tensor, dim: int) -> Tensor:
+    """Euclidean norms over one axis. `vector_norm` over one that is not the last takes five times as long on a CPU."""
+    return weight.square().sum(dim=dim).clamp(min=SMALLEST_SQUARE).sqrt()
+
+
+def unit_scale_draw(kind: str, weight: Draw, fan_in: int) -> Draw:
+    """How a factor starts. Raises for an unknown kind."""
+    if kind not in UNIT_SCALES:
+        raise ValueError(nearest(kind, UNIT_SCALES, "unit_scale"))
+    return constant(1.0 if kind == "one" else weight.std * math.sqrt(fan_in))
+
+
+class WeightNormed(torch.autograd.Function):
+    """x_SBI, v_SIO, scale_SO -> x (scale v / ||v||), with the gradient that automatic differentiation has in twice the time.
+
+    With dy' = dy scale / ||v|| it is dv = x^T dy' less its part along v, whose size is known: (v_o . dv)_o = scale_o dscale_o.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, v: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, v, scale)
+        h, length = ctx.products = torch.bmm(x, v), lengths(v, dim=1)
+        return h * (scale / length).unsqueeze(1)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, v, scale = ctx.saved_tensors
+        is_differentiated = torch.is_grad_enabled()  # in its turn: then through the products too
+        h, length = (torch.bmm(x, v), lengths(v, dim=1)) if is_differentiated else ctx.products
+        dscale = (dy * h).sum(dim=1) / length
+        dy = dy * (scale / length).unsqueeze(1)
+        dx = torch.bmm(dy, v.mT) if ctx.needs_input_grad[0] else None
+        dv = v * (-scale * dscale / length.square()).unsqueeze(1)
+        return dx, dv.baddbmm_(x.to(v.dtype).mT, dy), dscale
+
+
+BY_VECTOR = 400
+"""From so many multiplications on, PyTorch hands a product with one row or column to a CPU kernel for vectors, whose bits depend on
+where in memory a seed's row begins: a seed in a block differs from the seed alone. With four rows or columns it takes the kernel
+for matrices, and every seed's begin at a multiple of 16 bytes."""
+
+
+class Linear(nn.Module):
+    """A hidden layer, x_SBI -> x_SBO. weight [S, I, O], so that its gradient comes out contiguous; bias [S, O] or None.
+
+    unit_scale: see `UNIT_SCALES`; the factor is a parameter [S, O], or None.
+    """
+
+    gain: ClassVar[float] = 2.0
+    """Of what follows, for `weight_draw`: a ReLU."""
+
+    def __init__(
+        self,
+        num_seeds: int,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool,
+        init: str,
+        init_scale: float = 1.0,
+        unit_scale: str = "none",
+    ):
         super().__init__()
+        draw = weight_draw(init, inputs, init_scale, self.gain)
         self.weight = declare(num_seeds, inputs, outputs)
         self.bias = declare(num_seeds, outputs) if bias else None
-        self.draws = {"weight": weight_draw(init, inputs, init_scale), "bias": bias_draw(init, inputs)}
+        self.draws = {"weight": draw, "bias": bias_draw(init, inputs)}
+        self.draws["unit_scale"] = unit_scale_draw(unit_scale, draw, inputs)
+        self.unit_scale = None if unit_scale == "none" else declare(num_seeds, outputs)
+        self.is_weight_normed = unit_scale == "weight_norm"
 
     def forward(self, x_SBI: Tensor) -> Tensor:
+        rows, (inputs, outputs) = x_SBI.shape[1], self.weight.shape[1:]
+        if (rows == 1 or outputs == 1) and x_SBI.device.type == "cpu" and rows * inputs * outputs >= BY_VECTOR:
+            four = x_SBI.expand(-1, 4 if rows == 1 else -1, -1), self.weight.expand(-1, -1, 4 if outputs == 1 else -1)
+            return self._of(*four)[:, :rows, :outputs]
+        return self._of(x_SBI, self.weight)
+
+    def _of(self, x_SBI: Tensor, weight_SIO: Tensor) -> Tensor:
+        if self.unit_scale is not None:
+            scale_SO = self.unit_scale.expand(-1, weight_SIO.shape[2])
+            if self.is_weight_normed:
+                h_SBO = WeightNormed.apply(x_SBI, weight_SIO, scale_SO)
+            else:
+                h_SBO = torch.bmm(x_SBI, weight_SIO) * scale_SO.unsqueeze(1)
+            return h_SBO if self.bias is None else h_SBO + self.bias.unsqueeze(1)
         if self.bias is None:
-            return torch.bmm(x_SBI, self.weight)
-        return torch.baddbmm(self.bias.unsqueeze(1), x_SBI, self.weight)
+            return torch.bmm(x_SBI, weight_SIO)
+        return torch.baddbmm(self.bias.unsqueeze(1), x_SBI, weight_SIO)
 
 
 class Conv2d(nn.Module):
@@ -138,13 +231,27 @@ class Conv2d(nn.Module):
         init_scale: float = 1.0,
         stride: int = 1,
         padding: int | None = None,
+        unit_scale: str = "none",
     ):
         super().__init__()
         fan_in = inputs * kernel * kernel
+        draw = weight_draw(init, fan_in, init_scale)
         self.stride, self.padding = stride, kernel // 2 if padding is None else padding
         self.weight = declare(num_seeds, outputs, inputs, kernel, kernel)
         self.bias = declare(num_seeds, outputs) if bias else None
-        self.draws = {"weight": weight_draw(init, fan_in, init_scale), "bias": bias_draw(init, fan_in)}
+        self.draws = {"weight": draw, "bias": bias_draw(init, fan_in)}
+        self.draws["unit_scale"] = unit_scale_draw(unit_scale, draw, fan_in)
+        self.unit_scale = None if unit_scale == "none" else declare(num_seeds, outputs)
+        self.is_weight_normed = unit_scale == "weight_norm"
+
+    def scaled_weight(self) -> Tensor:
+        """The weight [S, O, I, kernel, kernel] as it acts."""
+        if self.unit_scale is None:
+            return self.weight
+        factor_SO = self.unit_scale
+        if self.is_weight_normed:
+            factor_SO = factor_SO / lengths(self.weight.flatten(2), dim=2)
+        return self.weight * factor_SO[:, :, None, None, None]
 
     def forward(self, x_SBIHW: Tensor) -> Tensor:
         return self.by_seed(x_SBIHW) if x_SBIHW.device.type == "cpu" else self.grouped(x_SBIHW)
@@ -155,7 +262,9 @@ class Conv2d(nn.Module):
         examples = x_SBIHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         out = [
             F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
-            for x, weight, bias in zip(examples.split(x_SBIHW.shape[1]), self.weight.unbind(), biases, strict=True)
+            for x, weight, bias in zip(
+                examples.split(x_SBIHW.shape[1]), self.scaled_weight().unbind(), biases, strict=True
+            )
         ]
         return torch.cat(out).unflatten(0, x_SBIHW.shape[:2])
 
@@ -163,21 +272,59 @@ class Conv2d(nn.Module):
         num_seeds = len(x_SBIHW)
         bias = None if self.bias is None else self.bias.flatten()
         x = x_SBIHW.transpose(0, 1).flatten(1, 2)
-        out = F.conv2d(x, self.weight.flatten(0, 1), bias, stride=self.stride, padding=self.padding, groups=num_seeds)
+        weight = self.scaled_weight().flatten(0, 1)
+        out = F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding, groups=num_seeds)
         return out.unflatten(1, (num_seeds, -1)).transpose(0, 1)
 
 
 class Output(Linear):
     """The final linear layer: nothing normalises what it returns, so its scale is part of the function."""
 
+    gain: ClassVar[float] = 1.0
+
+
+class Frozen(nn.Module):
+    """What plasticity injection adds to a head: for every pair of heads like it that are not trained, the first's answer less the
+    second's. All their parameters start at zero, and so does the sum: whatever comes of zeros comes of both.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], num_pairs: int):
+        super().__init__()
+        self.heads = nn.ModuleList(make() for _ in range(2 * num_pairs))
+
+    def forward(self, x: Tensor, **given: Tensor) -> Tensor:
+        answers = [head(x, **given) for head in self.heads]
+        first, *others = (original - copy for original, copy in zip(answers[::2], answers[1::2], strict=True))
+        return sum(others, first)
+
+
+def injected(
+    spec: ModelSpec, make: Callable[[], nn.Module], own: Callable[[str], str]
+) -> tuple[Frozen | None, dict[str, str]]:
+    """The frozen heads that a spec asks for, or None; and parameter or buffer of a head by its name in a copy -> its own name."""
+    if not spec.injections:
+        return None, {}
+    frozen = Frozen(make, spec.injections)
+    head = frozen.heads[0]
+    return frozen, {name: own(name) for name, _ in (*head.named_parameters(), *head.named_buffers())}
+
+
+def shifted(name: str, shifts: dict[str, tuple[str, int]]) -> str:
+    """`linears.0.weight` -> `layers.2.weight` for {"linears": ("layers", 2)}; names that none begins stay."""
+    start, _, rest = name.partition(".")
+    if start not in shifts:
+        return name
+    number, _, leaf = rest.partition(".")
+    return f"{shifts[start][0]}.{int(number) + shifts[start][1]}.{leaf}"
+
 
 class Embedding(nn.Module):
-    """A table of `num_rows` vectors, weight [S, R, D], each entry N(0, 1) as PyTorch's: index_S... (int64) -> x_S...D."""
+    """A table of `num_rows` vectors, weight [S, R, D], each entry N(0, std^2): index_S... (int64) -> x_S...D. PyTorch's std is 1."""
 
-    def __init__(self, num_seeds: int, num_rows: int, features: int):
+    def __init__(self, num_seeds: int, num_rows: int, features: int, std: float = 1.0):
         super().__init__()
         self.weight = declare(num_seeds, num_rows, features)
-        self.draws = {"weight": normal(1.0)}
+        self.draws = {"weight": normal(std)}
 
     def forward(self, index: Tensor) -> Tensor:
         num_seeds, num_rows = self.weight.shape[:2]
@@ -229,8 +376,24 @@ class NoisyLinear(Linear):
 class NoisyOutput(NoisyLinear):
     """A final noisy layer: nothing normalises what it returns. Its bias is noise only (DQN Zoo)."""
 
+    gain: ClassVar[float] = 1.0
+
     def __init__(self, num_seeds: int, inputs: int, outputs: int, *, init: str, sigma: float):
         super().__init__(num_seeds, inputs, outputs, bias=False, init=init, sigma=sigma)
+
+
+class Auxiliary(Linear):
+    """`heads` linear heads without bias on a network's last hidden features (`TrainState.features`); no output comes of them."""
+
+    def __init__(self, network: nn.Module, num_seeds: int, heads: int, *, init: str):
+        features = sum(units.size * units.features for units in last_units(network))
+        super().__init__(num_seeds, features or network.output.weight.shape[1], heads, bias=False, init=init)
+
+
+def last_units(network: nn.Module) -> tuple[Units, ...]:
+    """The units that final layers read: those of one layer, or of one per head; none where a residual stream stands between."""
+    finals = {path for path, module in network.named_modules() if isinstance(module, (Output, NoisyOutput))}
+    return tuple(u for u in network.units if {name.rpartition(".")[0] for name in u.outgoing} & finals)
 
 
 class LayerNorm(nn.Module):
@@ -322,7 +485,7 @@ class BatchNorm(LayerNorm):
 
 
 class Attention(nn.Module):
-    """Causal attention of `heads` heads, x_SND -> y_SND; N = B x T tokens, string after string. No token sees a later one.
+    """Attention of `heads` heads, x_SND -> y_SND; N = B x T tokens, string after string. No token sees a later one if spec.causal.
 
     With a norm in the spec, whichever, queries and keys pass through RMSNorm without offset over all D features of a token,
     before heads are split (paper A.4). Queries, keys and values have no bias; `out` has one.
@@ -332,7 +495,7 @@ class Attention(nn.Module):
         super().__init__()
         if heads < 1 or features % heads:
             raise ValueError(f"Attention wants a number of heads that divides d_model={features}; found {heads}.")
-        self.heads = heads
+        self.heads, self.causal = heads, spec.causal
         for name in ("query", "key", "value", "out"):
             linear = Linear(
                 num_seeds, features, features, bias=name == "out", init=spec.init, init_scale=spec.init_scale
@@ -347,7 +510,7 @@ class Attention(nn.Module):
         query, key = self.query_norm(self.query(x_SND)), self.key_norm(self.key(x_SND))
         parts = [part.unflatten(1, shape).flatten(0, 1) for part in (query, key, self.value(x_SND))]  # [S x B, T, D]
         heads = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts]
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)  # [S x B, heads, T, D / heads]
+        mixed = F.scaled_dot_product_attention(*heads, is_causal=self.causal)  # [S x B, heads, T, D / heads]
         return self.out(mixed.transpose(1, 2).reshape(x_SND.shape))
 
 
@@ -423,5 +586,5 @@ def features_per_unit(spec: ModelSpec) -> int:
 
 def hidden_scale(spec: ModelSpec) -> float:
     """What multiplies a hidden weight's initial draw: He's gain for a leaky ReLU of slope a is sqrt(2 / (1 + a^2))."""
-    leaky = spec.init == "he" and spec.activation == "leaky_relu"
+    leaky = spec.init in ("he", "he_uniform") and spec.activation == "leaky_relu"
     return spec.init_scale / math.sqrt(1.0 + spec.negative_slope**2) if leaky else spec.init_scale
