@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import urllib.request
 from typing import Any
 
 from nap_bench.tracking import DEFAULT_URI, TrackerError, artifacts_folder, heartbeat, is_database, sqlite_file
-from nap_bench.tracking.publish import GROUPED_VIEW
+from nap_bench.tracking.publish import VIEWS
 
 _MODE = "workflowType=machine_learning"
 """MLflow's pages for training runs; its default is those for language model applications."""
@@ -25,6 +26,8 @@ _STOP_SECONDS = 10
 
 def serve(tracking_uri: str = DEFAULT_URI, port: int | None = None) -> None:
     """Start `mlflow server` on 127.0.0.1, print its URL once it answers, and stay until Ctrl-C or SIGTERM.
+
+    Opens no browser; the line for ssh that brings the pages to another machine is printed beside the URL.
 
     port: a free one by default. A tracking URI that names a server is printed as it is.
     Raises TrackerError if there is no database yet, if the port is taken, or if the server does not start.
@@ -54,7 +57,9 @@ def serve(tracking_uri: str = DEFAULT_URI, port: int | None = None) -> None:
                 _wait_until_it_answers(url, server, log, began)
             print(f"{url}/#/experiments?{_MODE}", flush=True)
             for name, page in _grouped_pages(url):
-                print(f"dashboard: {name}, averaged over seeds: {page}", file=sys.stderr)
+                print(f"dashboard: {name}, methods compared: {page}", file=sys.stderr)
+            there = f"{getpass.getuser()}@{socket.gethostname()}"
+            print(f"dashboard: from another machine: ssh -N -L {port}:127.0.0.1:{port} {there}", file=sys.stderr)
             print("dashboard: Ctrl-C stops it", file=sys.stderr, flush=True)
             server.wait()
             raise TrackerError(f"MLflow's server stopped by itself (exit status {server.returncode}): {_tail(log)}")
@@ -103,7 +108,7 @@ def _tail(log: Any) -> str:
 
 
 def _grouped_pages(url: str) -> list[tuple[str, str]]:
-    """Name and address of each experiment of ours, with the saved view in which runs are grouped by arm."""
+    """Name and address of each experiment of ours, with the saved view of arms over their seeds."""
     request = urllib.request.Request(
         f"{url}/api/2.0/mlflow/experiments/search",
         data=json.dumps({"max_results": 1000, "filter": "name LIKE 'nap_bench/%'"}).encode(),
@@ -111,7 +116,7 @@ def _grouped_pages(url: str) -> list[tuple[str, str]]:
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         experiments = json.load(answer).get("experiments", [])
-    view = f"runs?viewStateShareKey={GROUPED_VIEW}&compareRunsMode=CHART&{_MODE}"
+    view = f"runs?viewStateShareKey={VIEWS[0]}&compareRunsMode=CHART&{_MODE}"
     return sorted((e["name"], f"{url}/#/experiments/{e['experiment_id']}/{view}") for e in experiments)
 
 

@@ -110,6 +110,7 @@ def test_ctrl_c_ends_following_in_peace_and_claims_nothing(suite, rounds, capsys
     assert "stopped following" in capsys.readouterr().err and not os.path.exists("done.json")
 
 
+@pytest.mark.fault("tracker: fails while a suite is followed", outcome="said in a line, and tried again")
 def test_a_tracker_that_fails_at_first_is_an_error_and_later_is_tried_again(suite, rounds, capsys):
     finish("r.a.b-0")
     rounds.append(TrackerError("no tracker"))
@@ -141,7 +142,7 @@ def test_the_publish_after_following_is_as_if_nobody_had_followed(suite):
     suite += [lambda: (finish("r.a.b-1"), finish("r.a.b-2"))]
     assert cli.main(["publish", "--follow", "--tracking-uri", "sqlite:///followed.db"]) == 0
     before = shown("followed.db")
-    assert len(before) == 5
+    assert len(before) == 8, "three seeds, three cells, two summaries"
     score()
     assert cli.main(["publish", "--tracking-uri", "sqlite:///followed.db"]) == 0
     after = shown("followed.db")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
 import sqlite3
@@ -19,11 +20,18 @@ from pathlib import Path
 
 import pytest
 
+from nap_bench import stats
 from nap_bench.tracking import TrackerError, heartbeat
 from nap_bench.tracking import publish as publishing
 from nap_bench.tracking.publish import Exhibit, publish
 
 STEPS = [100, 200, 300]
+FAILURE = {
+    "run_id": "random_labels.mlp.large-3",
+    "reason": "out of memory",
+    "log": "store/random_labels.mlp.large-3/log",
+}
+NUM_RUNS = 12
 
 
 def result(run_id: str, method: str | None, lr: float, diverged_at: int | None = None) -> dict:
@@ -58,6 +66,7 @@ def result(run_id: str, method: str | None, lr: float, diverged_at: int | None =
         },
         "environment": {
             "commit": "0123abc",
+            **({"data": {"digits": "ab" * 32}} if method else {}),
             "dirty": False,
             "python": "3.11",
             "torch": "2.13.0",
@@ -70,11 +79,11 @@ def result(run_id: str, method: str | None, lr: float, diverged_at: int | None =
     }
 
 
-def write_exhibit(folder: Path, name: str) -> Exhibit:
+def write_exhibit(folder: Path, name: str, measure: str = "last_accuracy") -> Exhibit:
     """Scores, claims and a figure of an exhibit; one figure is missing."""
     rows = ["arm,setting,measure,x,seed,value", "nap,lr=0.1,accuracy,100,0,0.5"]
     for arm, values in (("plain", ("0.25", "")), ("nap", ("0.75", "0.5"))):
-        rows += [f"{arm},lr=0.1,last_accuracy,,{seed},{value}" for seed, value in enumerate(values)]
+        rows += [f"{arm},lr=0.1,{measure},,{seed},{value}" for seed, value in enumerate(values)]
     measured = {"label": "NaP - plain", "estimate": 0.5, "low": 0.4, "high": None, "verdict": "SUPPORTED"}
     claim = {"id": "nap_wins", "source": "Fig. 2", "sentence": "NaP wins", "verdict": "SUPPORTED"}
     claim["measurements"] = [measured]
@@ -92,7 +101,7 @@ def write_exhibit(folder: Path, name: str) -> Exhibit:
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> dict:
-    """Arguments of `publish`: two runs of two seeds, one of them diverged, one used by both exhibits."""
+    """Arguments of `publish`: two runs of two seeds, one of them diverged, one used by both exhibits; and one that failed."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "index.html").write_text("<h1>Report</h1>")
     plain = result("random_labels.mlp.baseline-1", None, 0.1, diverged_at=200)
@@ -105,6 +114,7 @@ def suite(tmp_path_factory) -> dict:
         "exhibits": {name: write_exhibit(folder, name) for name in ("arms", "dead")},
         "scale": "laptop",
         "report": folder / "index.html",
+        "failures": [(FAILURE, [("arms", "large", "lr=0.1")])],
     }
 
 
@@ -154,6 +164,12 @@ def view(path: Path, stage: str = "active") -> dict:
                 "latest_metrics": "key, step, timestamp, value, is_nan",
             }.items()
         }
+        tables["data"] = query(
+            path,
+            "SELECT d.name, d.digest, d.dataset_source_type, d.dataset_source, t.name, t.value FROM inputs i JOIN datasets d "
+            "ON d.dataset_uuid = i.source_id JOIN input_tags t USING (input_uuid) WHERE i.source_type = 'DATASET' "
+            f"AND i.destination_type = 'RUN' AND i.destination_id = '{run_id}' ORDER BY 1",
+        )
         folder = path.parent / "mlartifacts" / place.removeprefix("mlflow-artifacts:/") / run_id / "artifacts"
         files = {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
         assert (experiment, name) not in seen, f"{name} is there twice"
@@ -161,13 +177,17 @@ def view(path: Path, stage: str = "active") -> dict:
     return seen
 
 
-def test_each_seed_is_a_run_in_every_exhibit_that_uses_it(published):
+def test_each_seed_cell_and_failure_is_a_run_in_every_exhibit_that_uses_it(published):
     assert sorted(key for key in view(published) if key != "experiments") == [
+        ("nap_bench/laptop/arms", "FAILED · large · lr=0.1"),
+        ("nap_bench/laptop/arms", "nap · lr=0.1 · 2 seeds"),
         ("nap_bench/laptop/arms", "nap · lr=0.1 · seed 0"),
         ("nap_bench/laptop/arms", "nap · lr=0.1 · seed 1"),
+        ("nap_bench/laptop/arms", "plain · lr=0.1 · 2 seeds"),
         ("nap_bench/laptop/arms", "plain · lr=0.1 · seed 0"),
         ("nap_bench/laptop/arms", "plain · lr=0.1 · seed 1 · diverged at step 200"),
         ("nap_bench/laptop/arms", "summary · arms · laptop"),
+        ("nap_bench/laptop/dead", "none · 2 seeds"),
         ("nap_bench/laptop/dead", "none · seed 0"),
         ("nap_bench/laptop/dead", "none · seed 1 · diverged at step 200"),
         ("nap_bench/laptop/dead", "summary · dead · laptop"),
@@ -190,6 +210,67 @@ def test_a_run_says_what_it_was_and_how_to_redo_it(published):
     points = {(key, step): value for key, step, _, value, _ in tables["metrics"]}
     assert [points["task_end/accuracy", step] for step in STEPS] == [50.0 / (step + 1) for step in STEPS]
     assert points["final/last_accuracy", 0] == 0.5
+    assert tables["data"] == [("digits", "ab" * 18, "nap_bench", "{}", "mlflow.data.context", "training")]
+
+
+def test_a_cell_has_the_iqm_of_its_seeds_with_its_interval_and_their_mean_curve(published):
+    _, tables, _ = view(published)["nap_bench/laptop/arms", "nap · lr=0.1 · 2 seeds"]
+    latest = {key: value for key, _, _, value, _ in tables["latest_metrics"]}
+    expected = stats.iqm_interval([0.75, 0.5])
+    assert latest["iqm/last_accuracy"] == latest["final/last_accuracy"] == expected.estimate == 0.625
+    assert (latest["iqm_low/last_accuracy"], latest["iqm_high/last_accuracy"]) == (expected.low, expected.high)
+    assert (latest["n/seeds"], latest["final/diverged"], latest["system/wall_seconds"]) == (2, 0, 3)
+    curve = {step: value for key, step, _, value, _ in tables["metrics"] if key == "task_end/accuracy"}
+    assert curve == {step: pytest.approx((50 / step + 50 / (step + 1)) / 2) for step in STEPS}
+    assert dict(tables["params"])["methods"] == "nap" and tables["data"][0][0] == "digits"
+
+
+def test_a_cell_with_a_diverged_seed_has_no_iqm_and_says_so(published):
+    _, tables, _ = view(published)["nap_bench/laptop/arms", "plain · lr=0.1 · 2 seeds"]
+    latest = {key: (math.nan if is_nan else value) for key, _, _, value, is_nan in tables["latest_metrics"]}
+    assert math.isnan(latest["final/last_accuracy"]) and "iqm/last_accuracy" not in latest
+    assert latest["final/diverged"] == 0.5
+    tags = dict(tables["tags"])
+    assert tags["nap.status"] == "1 diverged" and "1 of 2 diverged" in tags["mlflow.note.content"]
+    curve = {step: value for key, step, _, value, _ in tables["metrics"] if key == "task_end/accuracy"}
+    assert curve[300] == 50 / 300, "of the seed that lived"
+
+
+def test_what_was_drawn_from_the_seed_names_the_benchmark_that_drew_it(published):
+    _, tables, _ = view(published)["nap_bench/laptop/arms", "plain · lr=0.1 · seed 0"]
+    ((name, digest, *_),) = tables["data"]
+    assert name == "random_labels (its data by their settings)" and len(digest) == 36
+
+
+def test_a_failed_run_is_shown_as_failed_with_its_reason_until_it_has_a_result(published, database, suite):
+    (status, *_), tables, _ = view(published)["nap_bench/laptop/arms", "FAILED · large · lr=0.1"]
+    tags = dict(tables["tags"])
+    assert status == "FAILED" and tags["nap.kind"] == "failed"
+    for expected in (
+        "out of memory",
+        FAILURE["log"],
+        f"snakemake --cores 1 --config scale=laptop -- results/runs/{FAILURE['run_id']}.json",
+    ):
+        assert expected in tags["mlflow.note.content"]
+    publish(**suite, tracking_uri=f"sqlite:///{database}")
+    summary = publish(**{**suite, "failures": []}, tracking_uri=f"sqlite:///{database}")
+    assert (summary.superseded, summary.created) == (1, 0)
+    assert ("nap_bench/laptop/arms", "FAILED · large · lr=0.1") not in view(database)
+
+
+def test_every_run_has_the_tags_that_runs_are_grouped_by(published):
+    wanted = {"nap.kind", "nap.exhibit", "nap.cell", "nap.arm", "nap.setting", "nap.seed", "nap.scale", "nap.status"}
+    for key, shown in view(published).items():
+        if key != "experiments":
+            assert wanted <= set(dict(shown[1]["tags"])), key
+
+
+def test_an_experiment_links_to_its_views(published):
+    tags = {(name, key): value for name, key, value in view(published)["experiments"]}
+    note = tags["nap_bench/laptop/arms", "mlflow.note.content"]
+    for key in publishing.VIEWS:
+        assert re.search(rf"#/experiments/\d+/runs\?viewStateShareKey={key}\b", note)
+        assert json.loads(tags["nap_bench/laptop/arms", f"mlflow.sharedViewState.{key}"])["searchFilter"]
 
 
 def test_a_diverged_seed_is_visible_and_never_dropped(published):
@@ -224,7 +305,7 @@ def test_publishing_twice_adds_nothing(published, suite):
     before = view(published)
     summary = publish(**suite, tracking_uri=f"sqlite:///{published}")
     assert (summary.created, summary.resumed, summary.superseded, summary.uploaded) == (0, 0, 0, 0)
-    assert summary.unchanged == summary.total == 8
+    assert summary.unchanged == summary.total == NUM_RUNS
     assert view(published) == before
     assert {path: path.stat().st_mtime_ns for path in (published.parent / "mlartifacts").rglob("*")} == files
 
@@ -244,7 +325,11 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("survived", [0, 3, 8, 13, 17])
+@pytest.mark.parametrize("survived", [0, 3, 8, 13, 17, 24, 31])
+@pytest.mark.fault(
+    "killed: the publisher, between any two things that it writes",
+    outcome="the next one completes it: the same as undisturbed",
+)
 def test_a_publish_interrupted_anywhere_is_completed_by_the_next(survived, published, database, suite, monkeypatch):
     from mlflow import MlflowClient
 
@@ -271,6 +356,7 @@ def test_a_publish_interrupted_anywhere_is_completed_by_the_next(survived, publi
     assert view(database) == view(published)
 
 
+@pytest.mark.fault("killed: the publisher's process", outcome="the next one completes it: the same as undisturbed")
 def test_a_publish_that_was_killed_is_completed_by_the_next(published, database, suite, tmp_path):
     (tmp_path / "suite.pickle").write_bytes(pickle.dumps(suite))
     code = f"""
@@ -292,10 +378,11 @@ publish(**pickle.loads(Path({str(tmp_path / "suite.pickle")!r}).read_bytes()), t
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert "RUNNING" in {about[0] for key, (about, *_) in view(database).items() if key != "experiments"}
     summary = publish(**suite, tracking_uri=f"sqlite:///{database}")
-    assert (summary.unchanged, summary.resumed, summary.created) == (3, 1, 4)
+    assert (summary.unchanged, summary.resumed, summary.created) == (3, 1, NUM_RUNS - 4)
     assert view(database) == view(published)
 
 
+@pytest.mark.fault("two: publishers of one tracker", outcome="one waits for the other; every run is published once")
 def test_two_publishers_at_once_publish_once(published, database, suite):
     summaries = []
     threads = [
@@ -306,7 +393,7 @@ def test_two_publishers_at_once_publish_once(published, database, suite):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(summary.created for summary in summaries) == [0, 8]
+    assert sorted(summary.created for summary in summaries) == [0, NUM_RUNS]
     assert view(database) == view(published)
 
 
@@ -327,17 +414,22 @@ def test_a_second_publisher_waits_and_says_so(database, suite, capfd):
         assert "waiting for another publish (process 7 on elsewhere) to finish" in said
         assert query(database, "SELECT * FROM runs") == []
     publisher.join()
-    assert len(query(database, "SELECT * FROM runs")) == 8
+    assert len(query(database, "SELECT * FROM runs")) == NUM_RUNS
 
 
+@pytest.mark.fault(
+    "edited: a result, after it was published", outcome="what was published is marked as superseded; nothing is mixed"
+)
 def test_a_changed_result_supersedes_and_is_never_mixed(published, database, suite):
     changed = copy.deepcopy(suite["results"])
     changed[1][0]["metrics"]["task_end/accuracy"]["values"][1][0] = 0.123
     publish(**suite, tracking_uri=f"sqlite:///{database}")
     summary = publish(**{**suite, "results": changed}, tracking_uri=f"sqlite:///{database}")
-    assert (summary.created, summary.superseded) == (1, 1)
-    (key, old), *others = ((k, v) for k, v in view(database, "deleted").items() if k != "experiments")
-    assert not others and key == ("nap_bench/laptop/arms", "nap · lr=0.1 · seed 0")
+    assert (summary.created, summary.superseded) == (2, 2)
+    gone = {k: v for k, v in view(database, "deleted").items() if k != "experiments"}
+    key = ("nap_bench/laptop/arms", "nap · lr=0.1 · seed 0")
+    assert set(gone) == {key, (key[0], "nap · lr=0.1 · 2 seeds")}, "the seed, and the cell that it is part of"
+    old = gone[key]
     assert dict(old[1]["tags"])["nap.superseded"] == "true"
     assert old[1]["metrics"] == view(published)[key][1]["metrics"], "nothing was added to the old run"
     now = view(database)[key][1]["metrics"]
@@ -378,6 +470,9 @@ def test_two_results_for_one_seed_of_an_arm_are_refused(suite, database):
     assert query(database, "SELECT * FROM runs") == []
 
 
+@pytest.mark.fault(
+    "tracker: down, or its database is another file", outcome="one line; results and that file are untouched"
+)
 def test_a_tracker_that_cannot_be_used_is_one_clear_line(suite, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (tmp_path / "notes.db").write_text("not a database, " * 100)
