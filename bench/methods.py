@@ -6,7 +6,7 @@
 The second puts what was measured on the pages of the methods.
 
 At their default settings, between task switches: what acts at a switch or every thousand updates is seldom in a block or never.
-So two that reset units are measured once more as they are when they do: at a period of ten, and replacing units all the time.
+So those that reset units are measured once more as they are when they do: at a period of ten, and replacing units all the time.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from seeds import stacked
 from nap_bench.experiments.arms import entry
 from nap_bench.methods import METHODS, parse_stack, stack_of
 
-DRAWS = ("noisy_updates", "shrink_perturb")
+DRAWS = ("noisy_updates", "shrink_perturb", "upgd")
 """Methods that draw a number per parameter at every update: a higher goal."""
-ACTING = ("redo(period=10)", "continual_backprop(rate=0.01)")
+ACTING = ("redo(period=10)", "continual_backprop(rate=0.01)", "regrama(period=10)", "snr(start=1)")
 """Settings at which a block of updates holds resets."""
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE = DOCS / "method-costs.txt"

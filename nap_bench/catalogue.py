@@ -6,17 +6,20 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nap_bench import plan
+from nap_bench import plan, status
 from nap_bench.spec import nearest
+from nap_bench.store import read_result, result_path
 
 ROOT = Path(__file__).parents[1]
+MARKERS = ("<!-- methods: written by nap-bench list methods --markdown README.md -->", "<!-- end of methods -->")
+"""Between which a page has the table of methods."""
 KINDS = ("methods", "benchmarks", "exhibits", "scales")
 
 
@@ -34,6 +37,26 @@ def listed(kind: str, plan_path: Path) -> Iterator[str]:
             yield from _wrapped(inspect.getdoc(component).partition("\n")[0])
             if parameters := ", ".join(text for text, _ in _parameters(component)):
                 yield from _wrapped(parameters)
+
+
+def methods_table() -> str:
+    """The suite's own methods in Markdown, by the first lines of their files: what one does, and in parentheses its source."""
+    rows = ["| method | what it does | source |", "|---|---|---|"]
+    for name, method in sorted(_registry("methods").items()):
+        if method.__module__.startswith("nap_bench."):
+            line = inspect.getdoc(importlib.import_module(method.__module__)).partition("\n")[0].removesuffix(".")
+            what, sources = re.sub(r" ?\([^()]*\)", "", line), re.findall(r"\(([^()]*)\)", line)
+            rows.append(f"| [{name}](docs/methods/{name}.md) | {what} | {'; '.join(sources)} |")
+    return "\n".join(rows) + "\n"
+
+
+def with_methods(text: str) -> str:
+    """A page with the table of methods between its markers. Raises where they are not there, once each and in order."""
+    before, found, rest = text.partition(MARKERS[0])
+    _, ends, after = rest.partition(MARKERS[1])
+    if not (found and ends) or any(text.count(marker) > 1 for marker in MARKERS):
+        raise ValueError(f"The table of methods wants its place, between {MARKERS[0]} and {MARKERS[1]}, once each.")
+    return f"{before}{MARKERS[0]}\n\n{methods_table()}\n{MARKERS[1]}{after}"
 
 
 def shown(name: str, *, plan_path: Path, store: Path, results: Path, scale: str | None = None) -> Iterator[str]:
@@ -183,12 +206,7 @@ def _run(line: dict[str, Any], *, plan_path: Path, store: Path, results: Path, s
     yield from _wrapped(", ".join(f"{key} {_text(value)}" for key, value in described.items()), 0)
     yield ""
     yield from _wrapped(state(line, store, results), 0)
-    usual = {"--plan": "config/plan.jsonl", "--store": "store", "--results": "results"}
-    places = zip(usual, (plan_path, store, results), strict=True)
-    words = [f"{option} {path}" for option, path in places if str(path) != usual[option]]
-    words += [f"--scale {first}"] * (first != "laptop")
-    command = ["nap-bench tune"] if first == plan.TUNING else ["nap-bench run", *words, run.run_id]
-    yield "to run it: " + " ".join(command)
+    yield "to run it: " + status.command(line, first, plan_path=plan_path, store=store, results=results)
     if "data" in line:
         yield f"it wants:  nap-bench data {line['data']}"
 
@@ -205,25 +223,10 @@ def _text(value: Any) -> str:
 
 def state(line: dict[str, Any], store: Path, results: Path) -> str:
     """done, running, failed or missing, and what is known about it; from the files of a run alone."""
-    from nap_bench.jobs import failures
-    from nap_bench.store import STALE_SECONDS, Lease, read_result, result_path
-
-    path, folder = result_path(results, line["run_id"]), store / line["run_id"]
-    if path.exists():
-        result = read_result(path)
-        lost = [status["seed"] for status in result["status"] if status["status"] == "diverged"]
-        note = f"; DIVERGED at seeds {', '.join(map(str, lost))}" if lost else ""
-        return f"state: done, {result['cost']['wall_seconds']:.1f} s{note}: {path}"
-    if (folder / "done.json").exists():
-        return f"state: done in {folder}; its result is made from there by running it, without training"
-    lease = Lease(folder / "lease.json")
-    holder = lease.holder()
-    age = time.time() - lease.path.stat().st_mtime if holder and lease.path.exists() else STALE_SECONDS
-    if age < STALE_SECONDS:
-        where = f"process {holder.get('pid')} on {holder.get('host')}, update {holder.get('step', 0)}"
-        return f"state: running: {where}, heartbeat {max(age, 0):.0f} s ago"
-    for failure in failures([line], store):
-        return f"state: failed: {failure['reason']} (log: {failure['log']})"
-    if (folder / "checkpoint").exists():
-        return f"state: missing, begun: it goes on from the checkpoint in {folder}"
-    return "state: missing"
+    path = result_path(results, line["run_id"])
+    if not path.exists():
+        return f"state: {status.look(line, store, results)}"
+    result = read_result(path)
+    lost = [seed["seed"] for seed in result["status"] if seed["status"] == "diverged"]
+    note = f"; DIVERGED at seeds {', '.join(map(str, lost))}" if lost else ""
+    return f"state: done, {result['cost']['wall_seconds']:.1f} s{note}: {path}"

@@ -9,9 +9,13 @@ from nap_bench.methods.base import Method, Phase, Stack
 from nap_bench.methods.batch_norm import BatchNorm
 from nap_bench.methods.continual_backprop import ContinualBackprop
 from nap_bench.methods.crelu import CReLU
+from nap_bench.methods.dash import DASH
 from nap_bench.methods.full_reset import FullReset
 from nap_bench.methods.group_norm import GroupNorm
+from nap_bench.methods.hare_tortoise import HareTortoise
+from nap_bench.methods.hyperspherical import Hyperspherical
 from nap_bench.methods.implicit_schedule import ImplicitSchedule
+from nap_bench.methods.infer import InFeR
 from nap_bench.methods.l2 import L2
 from nap_bench.methods.layer_norm import LayerNorm
 from nap_bench.methods.layer_reset import LayerReset
@@ -19,11 +23,19 @@ from nap_bench.methods.leaky_relu import LeakyReLU
 from nap_bench.methods.nap import NaP
 from nap_bench.methods.noisy_updates import NoisyUpdates
 from nap_bench.methods.optimizer_reset import OptimizerReset
+from nap_bench.methods.parseval import Parseval
+from nap_bench.methods.plasticity_injection import PlasticityInjection
 from nap_bench.methods.redo import ReDo
 from nap_bench.methods.regenerative import Regenerative
+from nap_bench.methods.regrama import ReGraMa
 from nap_bench.methods.rms_norm import RMSNorm
 from nap_bench.methods.shrink_perturb import ShrinkPerturb
+from nap_bench.methods.snr import SNR
+from nap_bench.methods.spectral import Spectral
+from nap_bench.methods.upgd import UPGD
+from nap_bench.methods.weight_clipping import WeightClipping
 from nap_bench.methods.weight_decay import WeightDecay
+from nap_bench.methods.weight_norm import WeightNorm
 from nap_bench.spec import Part, nearest
 
 GROUP = "nap_bench.methods"
@@ -94,9 +106,13 @@ METHODS = Registry(
         BatchNorm,
         ContinualBackprop,
         CReLU,
+        DASH,
         FullReset,
         GroupNorm,
+        HareTortoise,
+        Hyperspherical,
         ImplicitSchedule,
+        InFeR,
         L2,
         LayerNorm,
         LayerReset,
@@ -104,11 +120,19 @@ METHODS = Registry(
         NaP,
         NoisyUpdates,
         OptimizerReset,
+        Parseval,
+        PlasticityInjection,
         ReDo,
         Regenerative,
+        ReGraMa,
         RMSNorm,
         ShrinkPerturb,
+        Spectral,
+        SNR,
+        UPGD,
+        WeightClipping,
         WeightDecay,
+        WeightNorm,
     )
 )
 

@@ -1,4 +1,4 @@
-"""Everything drawn anew, every so often or at task switches: the reference that keeps nothing, and so has nothing to lose."""
+"""Everything drawn anew, every so often or at task switches: what keeps nothing has nothing to lose (a simple reference)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learning-rate schedule that growing weights impose, made explicit on a projected network (paper 4.1, Fig. 3)."""
+"""The learning-rate schedule that growing weights impose, made explicit on a projected network (NaP paper, 4.1, Fig. 3)."""
 
 from __future__ import annotations
 

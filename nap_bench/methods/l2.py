@@ -15,8 +15,8 @@ from nap_bench.spec import nearest
 
 OVER = {
     "all": tuple(Role),
-    "weights_and_biases": (Role.WEIGHT, Role.OUTPUT, Role.BIAS, Role.EMBEDDING),
-    "weights": (Role.WEIGHT, Role.OUTPUT, Role.EMBEDDING),
+    "weights_and_biases": (Role.WEIGHT, Role.OUTPUT, Role.BIAS, Role.EMBEDDING, Role.UNIT_SCALE),
+    "weights": (Role.WEIGHT, Role.OUTPUT, Role.EMBEDDING, Role.UNIT_SCALE),
 }
 """Named choices of what is regularised."""
 

@@ -17,5 +17,9 @@ FAMILIES = {
 }
 BRANCHED = ("rainbow", "resnet", "transformer")
 """Families whose layers do not follow each other: they add to a stream, or stand side by side."""
+UNIT_SCALED = ("cnn", "mlp", "resnet", "vgg")
+"""Families whose layers can have a learned factor for every unit's output (`ModelSpec.unit_scale`)."""
+INJECTED = ("cnn", "mlp", "rainbow", "vgg")
+"""Families whose head can have frozen heads beside it (`ModelSpec.injections`)."""
 CAUSAL = ("transformer",)
 """Families whose examples are tokens that may not see later ones: nothing may be averaged over a batch there."""

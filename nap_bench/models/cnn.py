@@ -15,8 +15,11 @@ from nap_bench.models.blocks import (
     features_per_unit,
     has_norm,
     hidden_scale,
+    injected,
     norm_of,
+    shifted,
 )
+from nap_bench.models.mlp import head_of
 from nap_bench.spec import ModelSpec
 
 
@@ -26,6 +29,7 @@ class CNN(nn.Module):
     `size`: channels, of each convolution; pool_after, indices of the convolutions that 2 x 2 max-pooling follows; widths, of
     the hidden linear layers; kernel, odd; own_norm, "batch" or "none" (the default): see `norm_of`.
     groups: one per hidden layer in order, then the output layer.  units: one entry per hidden layer, a channel being a unit.
+    frozen, head: as in `MLP`, of linear layers alone.
     """
 
     def __init__(self, spec: ModelSpec, num_seeds: int, inputs: tuple[int, int, int], outputs: int):
@@ -35,8 +39,10 @@ class CNN(nn.Module):
         channels, height, width = inputs
         if size["kernel"] % 2 == 0:
             raise ValueError(f"A cnn wants an odd kernel, which padding can centre; found {size['kernel']}.")
-        common = dict(bias=not has_norm(spec), init=spec.init, init_scale=hidden_scale(spec))
-        per_unit = features_per_unit(spec)
+        common = dict(
+            bias=not has_norm(spec), init=spec.init, init_scale=hidden_scale(spec), unit_scale=spec.unit_scale
+        )
+        per_unit, is_invariant = features_per_unit(spec), spec.unit_scale == "weight_norm"
         layers, norms, groups = [], [], []
         for index, wanted in enumerate(size["channels"]):
             layers.append(Conv2d(num_seeds, channels, wanted, kernel=size["kernel"], **common))
@@ -48,25 +54,31 @@ class CNN(nn.Module):
             raise ValueError(
                 f"A cnn on images of {inputs[1:]} has nothing left after pooling {len(self.pool_after)} times."
             )
-        for wanted in size["widths"]:
+        fan_ins = [features, *[wanted * per_unit for wanted in size["widths"]]]
+        for features, wanted in zip(fan_ins, size["widths"], strict=False):
             layers.append(Linear(num_seeds, features, wanted, **common))
-            features = wanted * per_unit
         sizes = (*size["channels"], *size["widths"])
         for index, wanted in enumerate(sizes):
             if has_norm(spec):
                 norms.append(norm_of(spec, num_seeds, wanted))
-            groups.append(Group(f"layer{index}", (f"layers.{index}.weight",), has_norm(spec)))
+            groups.append(Group(f"layer{index}", (f"layers.{index}.weight",), is_invariant or has_norm(spec)))
         self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
-        self.output = Output(num_seeds, features, outputs, bias=True, init=spec.init)
-        self.groups = (*groups, Group("output", ("output.weight",), False))
+        self.output = Output(num_seeds, fan_ins[-1], outputs, bias=True, init=spec.init, unit_scale=spec.unit_scale)
+        self.groups = (*groups, Group("output", ("output.weight",), is_invariant))
         self.units = chain(spec, [f"layers.{index}" for index in range(len(sizes))], sizes)
+        self.head_layers, first = spec.head_layers, len(size["widths"]) + 1 - spec.head_layers
+        make = head_of(spec, size["widths"][first:], num_seeds, fan_ins[first], outputs) if spec.injections else None
+        before = len(size["channels"]) + first
+        shifts = {"linears": ("layers", before), "norms": ("norms", before)}
+        self.frozen, self.head = injected(spec, make, lambda name: shifted(name, shifts))
 
     def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [S, B, K]. acts, if given, receives every post-activation under its layer's name, in order."""
-        x = inputs
+        x, entrances = inputs, []
         for index, layer in enumerate(self.layers):
             if isinstance(layer, Linear):
                 x = x.flatten(2)
+                entrances.append(x)
             x = layer(x)
             if self.norms:
                 x = self.norms[index](x)
@@ -75,4 +87,7 @@ class CNN(nn.Module):
                 acts[f"layer{index}"] = x
             if index in self.pool_after:
                 x = F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
-        return self.output(x.flatten(2))
+        x = x.flatten(2)
+        if self.frozen is None:
+            return self.output(x)
+        return self.output(x) + self.frozen([*entrances, x][-self.head_layers])

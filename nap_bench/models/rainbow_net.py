@@ -5,6 +5,8 @@ Hessel et al. 2018 (arXiv 1710.02298) as DQN Zoo builds it.
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor, nn
 
 from nap_bench.models.blocks import (
@@ -17,12 +19,15 @@ from nap_bench.models.blocks import (
     features_per_unit,
     has_norm,
     hidden_scale,
+    injected,
     norm_names,
     norm_of,
+    shifted,
 )
 from nap_bench.spec import ModelSpec
 
 HEADS = ("advantage", "value")
+CONVOLUTIONS = ("channels", "kernels", "strides")
 
 
 def noise_of(path: str) -> tuple[str, ...]:
@@ -42,12 +47,13 @@ class RainbowNet(nn.Module):
     groups: one per convolution; one per hidden noisy layer, its means and its noise together, because only their common scale
       leaves what follows a norm unchanged; one per final layer.  units: a channel or a hidden unit of a head.
     num_noise: how much noise a forward takes, per draw and seed.
+    frozen: frozen heads, both with their hidden layers, or None; they take the noise of the trained ones.  head: as in `MLP`.
     """
 
     def __init__(self, spec: ModelSpec, num_seeds: int, inputs: tuple[int, int, int], outputs: int):
         super().__init__()
         size = dict(spec.size)
-        shapes = [size[key] for key in ("channels", "kernels", "strides")]
+        shapes = [size[key] for key in CONVOLUTIONS]
         if len({len(values) for values in shapes}) > 1 or size["atoms"] < 2:
             raise ValueError(
                 f"A rainbow network wants as many kernels and strides as channels, and atoms >= 2; found {size}."
@@ -74,6 +80,13 @@ class RainbowNet(nn.Module):
         self.num_noise = sum(self.noise_sizes)
         sizes = (*size["channels"], *[hidden] * len(HEADS))
         self.norms = nn.ModuleList([norm_of(spec, num_seeds, wanted) for wanted in sizes] if is_normed else [])
+        if spec.injections and spec.head_layers != 2:
+            raise ValueError(f"A rainbow network's heads have 2 layers each; found head_layers={spec.head_layers}.")
+        alone = dataclasses.replace(spec, injections=0, size=tuple((size | dict.fromkeys(CONVOLUTIONS, ())).items()))
+        shifts = {"norms": ("norms", len(convs))}
+        self.frozen, self.head = injected(
+            spec, lambda: RainbowNet(alone, num_seeds, (features, 1, 1), outputs), lambda name: shifted(name, shifts)
+        )
 
         paths, finals = [f"convs.{index}" for index in range(len(convs))], [f"{head}_output" for head in HEADS]
         names = [f"layer{index}" for index in range(len(convs))]
@@ -106,12 +119,14 @@ class RainbowNet(nn.Module):
         for index, conv in enumerate(self.convs):
             x = self._activate(conv(x), index, f"layer{index}", acts)
         x, out = x.flatten(2), {}
+        from_frozen = None if self.frozen is None else self.frozen(x, noise=noise)
         for index, head in enumerate(HEADS):
             h = getattr(self, head)(x, *noises[4 * index : 4 * index + 2])
             h = self._activate(h, len(self.convs) + index, head, acts)
             out[head] = getattr(self, f"{head}_output")(h, *noises[4 * index + 2 : 4 * index + 4])
         advantage = out["advantage"].unflatten(2, (self.num_actions, -1))
-        return advantage + (out["value"].unsqueeze(2) - advantage.mean(dim=2, keepdim=True))
+        logits = advantage + (out["value"].unsqueeze(2) - advantage.mean(dim=2, keepdim=True))
+        return logits if from_frozen is None else logits + from_frozen
 
     def _activate(self, h: Tensor, index: int, name: str, acts: dict[str, Tensor] | None) -> Tensor:
         x = self.activation(self.norms[index](h) if self.norms else h)

@@ -14,6 +14,7 @@ from nap_bench.models.blocks import (
     features_per_unit,
     has_norm,
     hidden_scale,
+    leaves,
     norm_names,
     norm_of,
 )
@@ -40,7 +41,9 @@ class Block(nn.Module):
     def __init__(self, spec: ModelSpec, num_seeds: int, inputs: int, outputs: int, *, stride: int, projected: bool):
         super().__init__()
         self.activation, per_unit, inside = activation_of(spec), features_per_unit(spec), outputs // BOTTLENECK
-        common = dict(bias=not has_norm(spec), init=spec.init, init_scale=hidden_scale(spec))
+        common = dict(
+            bias=not has_norm(spec), init=spec.init, init_scale=hidden_scale(spec), unit_scale=spec.unit_scale
+        )
         sizes = (inputs, inside, inside, outputs)
         self.norms = nn.ModuleList(
             norm_of(spec, num_seeds, size) if has_norm(spec) else nn.Identity() for size in sizes[:3]
@@ -92,9 +95,12 @@ class ResNet(nn.Module):
             raise ValueError(nearest(self.stem_kind, STEMS, "stem of a resnet"))
         self.activation, width = activation_of(spec), channels[0] // BOTTLENECK
         kernel, stride = (7, 2) if self.stem_kind == "large" else (3, 1)
-        common = dict(bias=not has_norm(spec), init=spec.init, init_scale=hidden_scale(spec))
+        common = dict(
+            bias=not has_norm(spec), init=spec.init, init_scale=hidden_scale(spec), unit_scale=spec.unit_scale
+        )
+        is_normed = spec.unit_scale == "weight_norm"
         self.stem = Conv2d(num_seeds, inputs[0], width, kernel=kernel, stride=stride, **common)
-        groups, units, made = [Group("stem", ("stem.weight",), has_norm(spec))], [], []
+        groups, units, made = [Group("stem", ("stem.weight",), is_normed or has_norm(spec))], [], []
         for stage, (count, wide) in enumerate(zip(blocks, channels, strict=True)):
             for index in range(count):
                 name, path, is_first = f"block{len(made)}", f"blocks.{len(made)}", index == 0
@@ -102,9 +108,10 @@ class ResNet(nn.Module):
                 made.append(Block(spec, num_seeds, width, wide, stride=stride, projected=is_first))
                 width = wide
                 groups += [
-                    Group(f"{name}_conv{i}", (f"{path}.convs.{i}.weight",), has_norm(spec) and i < 2) for i in range(3)
+                    Group(f"{name}_conv{i}", (f"{path}.convs.{i}.weight",), is_normed or has_norm(spec) and i < 2)
+                    for i in range(3)
                 ]
-                groups += [Group(f"{name}_shortcut", (f"{path}.shortcut.weight",), False)] * is_first
+                groups += [Group(f"{name}_shortcut", (f"{path}.shortcut.weight",), is_normed)] * is_first
                 units += [
                     Units(
                         name=f"{name}_{i}",
@@ -118,8 +125,9 @@ class ResNet(nn.Module):
                 ]
         self.blocks = nn.ModuleList(made)
         self.norm = norm_of(spec, num_seeds, width) if has_norm(spec) else nn.Identity()
-        self.output = Output(num_seeds, width * features_per_unit(spec), outputs, bias=True, init=spec.init)
-        self.groups, self.units = (*groups, Group("output", ("output.weight",), False)), tuple(units)
+        per_unit, kind = features_per_unit(spec), spec.unit_scale
+        self.output = Output(num_seeds, width * per_unit, outputs, bias=True, init=spec.init, unit_scale=kind)
+        self.groups, self.units = (*groups, Group("output", ("output.weight",), is_normed)), tuple(units)
 
     def forward(self, inputs: Tensor, acts: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [S, B, K]. acts, if given, receives every post-activation under block<n>_<i>, in order, at last the features."""
@@ -132,8 +140,3 @@ class ResNet(nn.Module):
         if acts is not None:
             acts["features"] = features_SBD
         return self.output(features_SBD)
-
-
-def leaves(spec: ModelSpec) -> tuple[str, ...]:
-    """The parameters of a convolution."""
-    return ("weight",) if has_norm(spec) else ("weight", "bias")

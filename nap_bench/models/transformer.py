@@ -20,6 +20,9 @@ from nap_bench.models.blocks import (
 from nap_bench.spec import ModelSpec, nearest
 
 SIZES = {"d_model", "entrance", "heads", "widths"}
+OPTIONAL = {"embedding_std"}
+PAPERS_400M = dict(d_model=1536, heads=12, widths=(6144,) * 12)
+"""The paper's on C4 (B.4): 12 blocks, 12 heads, d_model 1536; an MLP four times as wide gives its blocks 340 million parameters."""
 
 
 class Block(nn.Module):
@@ -46,7 +49,8 @@ class Transformer(nn.Module):
 
     `size`: d_model; heads, which divide it; widths, hidden units of each block's MLP (as many blocks as there are widths; four
     times d_model is usual); entrance: the norm at the entrance of every branch and before the output, "layer" (pre-LN, which
-    the unnormalised arms keep too), "rms" or "none".  The context is the length of an input, the vocabulary that of the outputs.
+    the unnormalised arms keep too), "rms" or "none"; embedding_std: of the initial embeddings, 1 unless it is said.
+    The context is the length of an input, the vocabulary that of the outputs.
 
     spec.norm other than "none" adds NaP's: that norm before the MLP's nonlinearity, and RMSNorm without centring and offset on
     queries and keys, each over all d_model features of a token (paper A.4; heads are split after it). Tokens are never mixed by
@@ -61,15 +65,16 @@ class Transformer(nn.Module):
     def __init__(self, spec: ModelSpec, num_seeds: int, inputs: tuple[int, ...], outputs: int):
         super().__init__()
         size = dict(spec.size)
-        if set(size) != SIZES:
+        if set(size) - OPTIONAL != SIZES:
             raise ValueError(f"A transformer wants the sizes {', '.join(sorted(SIZES))}; found {sorted(size)}.")
         if len(inputs) != 1:
             raise ValueError(f"A transformer reads strings of tokens, inputs of shape (T,); found {inputs}.")
         if spec.norm == "batch":
             raise ValueError("A transformer has no batch norm: its statistics would show a token those that follow it.")
         d_model, (self.context,) = size["d_model"], inputs
-        self.token = Embedding(num_seeds, outputs, d_model)
-        self.position = Embedding(num_seeds, self.context, d_model)
+        std = size.get("embedding_std", 1.0)
+        self.token = Embedding(num_seeds, outputs, d_model, std)
+        self.position = Embedding(num_seeds, self.context, d_model, std)
         self.blocks = nn.ModuleList(Block(spec, num_seeds, index) for index in range(len(size["widths"])))
         self.before_output = entrance_norm(spec, num_seeds)
         self.output = Output(num_seeds, d_model, outputs, bias=True, init=spec.init)

@@ -42,7 +42,32 @@ STACKS += [
     "full_reset(period=5, to='initial')",
     "nap+continual_backprop(rate=0.1, maturity=2)+layer_reset(layers=2)+redo(period=2, reset_norm=True, tau=0.5)",
 ]
+STACKS += [
+    "snr(percentile=0.5, start=1, refresh=3, longest=8)",
+    "regrama(period=2, tau=0.5)",
+    "hare_tortoise(momentum=0.5, period=3, moments='reset')",
+    "upgd(sigma=0.1, decay=0.5)+l2",
+    "dash(decay=0.5)",
+    "infer(scale=1.0, over_heads='mean')+layer_norm",
+    "nap+dash+hare_tortoise(momentum=0.5, period=3)+infer+regrama(period=2, tau=0.5)+snr(percentile=0.5, start=1)+upgd",
+]
+STACKS += [
+    "hyperspherical(scale=False)+rms_norm",
+    "nap+weight_norm",
+    "parseval(diagonal=True)",
+    "plasticity_injection(updates=(2, 5), layers=1)",
+    "hyperspherical+plasticity_injection(updates=(2,))",
+    "nap+parseval+plasticity_injection(updates=(2,))+spectral+weight_clipping(kappa=1.0)",
+]
+"""Settings at which they act within a few updates."""
 NEUTRAL = {
+    "dash": "dash(floor=1.0)",
+    "hare_tortoise": "hare_tortoise(momentum=0.0)",
+    "infer": "infer(coef=0.0)",
+    "regrama": "regrama(period=None)",
+    "snr": "snr(percentile=None)",
+    "upgd": "upgd(sigma=0.0, gated=False)",
+    "hyperspherical": "hyperspherical(period=None)",
     "l2": "l2(coef=0.0)",
     "leaky_relu": "leaky_relu(negative_slope=0.0)",
     "noisy_updates": "noisy_updates(sigma=0.0)",
@@ -51,13 +76,17 @@ NEUTRAL = {
     "weight_decay": "weight_decay(coef=0.0)",
     "nap": "nap(norm='none', project=False)",
     "optimizer_reset": "optimizer_reset(enabled=False)",
+    "parseval": "parseval(coef=0.0)",
+    "plasticity_injection": "plasticity_injection(tasks=())",
+    "spectral": "spectral(coef=0.0)",
+    "weight_clipping": "weight_clipping(kappa=None)",
     "continual_backprop": "continual_backprop(rate=0.0)",
     "full_reset": "full_reset(told_of_tasks=False)",
     "layer_reset": "layer_reset(told_of_tasks=False)",
     "redo": "redo(period=None)",
 }
 """Method -> the setting that must be the baseline, bit for bit."""
-NO_NEUTRAL = {"batch_norm", "crelu", "group_norm", "layer_norm", "rms_norm", "implicit_schedule"}
+NO_NEUTRAL = {"batch_norm", "crelu", "group_norm", "layer_norm", "rms_norm", "implicit_schedule", "weight_norm"}
 """A norm or a nonlinearity has no strength: it is there or it is not. An implicit schedule exists only beside nap."""
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -222,7 +251,8 @@ def test_law_7_no_parameter_is_replaced_and_every_parameter_is_in_the_optimizer(
     assert all(p.untyped_storage().data_ptr() == storage for p in state.model.parameters())
     for name in state.params:
         assert not torch.equal(state.view(before, name), state.params[name]), f"{name} never moved"
-    assert state.flat.detach()[:, state.num_parameters :].abs().max() == 0, "padding moved"
+    num_frozen = sum(parameter[0].numel() for parameter in state.frozen.values())
+    assert state.flat.detach()[:, state.num_parameters + num_frozen :].eq(0).all(), "padding moved"
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -261,6 +291,7 @@ def test_a_task_boundary_reaches_only_methods_that_asked_and_projects_once_after
     assert told == [1]
 
 
+@pytest.mark.fault("divergence: of one seed of a block", outcome="the others' numbers do not change by a bit")
 def test_a_diverged_seed_does_not_take_its_block_down(data):
     block, methods = make("nap+weight_decay")
     block.params["linears.0.weight"].detach()[1] = float("nan")

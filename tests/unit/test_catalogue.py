@@ -72,6 +72,25 @@ def test_a_list_says_defaults_and_what_has_to_be_given(nap_bench):
     assert "dataset, num_examples, num_tasks" in nap_bench("list", "benchmarks")
 
 
+def test_the_readme_has_a_line_for_every_method_and_is_current(nap_bench):
+    readme = (catalogue.ROOT / "README.md").read_text()
+    assert catalogue.with_methods(readme) == readme, "nap-bench list methods --markdown README.md"
+    own = [name for name, method in METHODS.items() if method.__module__.startswith("nap_bench.")]
+    assert all(readme.count(f"| [{name}](docs/methods/{name}.md) | ") == 1 for name in own)
+    assert nap_bench("list", "methods", "--markdown") in readme
+
+
+def test_the_table_of_methods_is_renewed_between_its_markers_and_nowhere_else(folder, nap_bench):
+    page = folder / "page.md"
+    page.write_text(f"before\n{catalogue.MARKERS[0]}\nold\n{catalogue.MARKERS[1]}\nafter\n")
+    nap_bench("list", "methods", "--markdown", str(page))
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("\nafter\n")
+    assert "old" not in page.read_text().splitlines() and "| [nap](docs/methods/nap.md) | " in page.read_text()
+    page.write_text("no place\n")
+    assert "wants its place" in nap_bench("list", "methods", "--markdown", str(page), code=2)
+    assert "found 'benchmarks'" in nap_bench("list", "benchmarks", "--markdown", code=2)
+
+
 def test_exhibits_and_scales_are_counted_in_the_plan(nap_bench):
     assert "runs: laptop 4, workstation 0, paper 1" in nap_bench("list", "exhibits")
     printed = nap_bench("list", "scales")
