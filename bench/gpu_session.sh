@@ -72,6 +72,7 @@ part projection "$PYTHON" bench/projection.py --device "$DEVICE" $TINY
 part cnn "$PYTHON" bench/cnn.py --device "$DEVICE" $TINY
 part methods "$PYTHON" bench/methods.py --device "$DEVICE" $TINY
 part images "$PYTHON" bench/images.py --device "$DEVICE" $TINY
+part lm "$PYTHON" bench/lm.py --device "$DEVICE" $TINY
 part rainbow "$PYTHON" bench/rainbow.py --device "$DEVICE" $TINY
 if [ -n "$TINY" ]; then
   part exhibits_tiny bash -c 'runs laptop fig1_dead_units 1'

@@ -5,6 +5,7 @@ torch is imported only when something has to be trained, so that remaking result
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 from nap_bench import plan
 from nap_bench.apptainer import LOCK_FILE
+from nap_bench.estimate import duration, processor
 from nap_bench.spec import Run
 from nap_bench.store import (
     STALE_SECONDS,
@@ -35,6 +37,7 @@ from nap_bench.store import (
 )
 
 LOOPS = {
+    "policy": ("nap_bench.policy.loop", "optimise"),
     "rl": ("nap_bench.rl.loop", "reinforce"),
     "simulation": ("nap_bench.simulate", "simulate"),
     "supervised": ("nap_bench.train", "train"),
@@ -44,6 +47,10 @@ LINE_SECONDS = 8.0
 """At most one progress line of a run, and one of the suite, in this time."""
 WARM_SECONDS = 30.0
 """Before so much of an invocation has passed its mean speed says little."""
+HELD_SECONDS = 1.0
+"""Between two looks at a run that another process holds."""
+STOPS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that ask for checkpoints and an end."""
 
 
 class Job:
@@ -75,8 +82,7 @@ class Job:
         with leased(folder) as lease:
             if lease is None:
                 return False
-            make_result(folder, self.results)
-            folder.checkpoint.unlink(missing_ok=True)
+            finish(folder, self.results)
         return True
 
     def run(self) -> Run:
@@ -97,15 +103,37 @@ class Job:
         folder = RunFolder(self.store, run)
         made_with = environment(device)
         meter = Meter(self, lease, suite)
-        control.report = meter.report
+        control.report, control.check = meter.report, lease.check
         ended = loop(run, folder, data_dir=data_dir, device=device, control=control)
         lease.check()
-        write_whole(folder.environment, as_json({**made_with, "resolved_model": ended["model"]}))
+        write_whole(folder.environment, as_json({**made_with, "resolved_model": ended["model"], **_data(ended)}))
         write_whole(folder.done, as_json({"status": ended["status"], "cost": ended["cost"]}))
-        make_result(folder, self.results)
-        folder.checkpoint.unlink(missing_ok=True)
-        folder.failed.unlink(missing_ok=True)
+        finish(folder, self.results)
         meter.ended(ended)
+
+    def fail(self, reason: str, trace: str = "") -> None:
+        """Say and write down why the run failed."""
+        folder = self.store / self.run_id
+        log = folder / "log"
+        say(f"[run] {self.run_id} FAILED: {reason}\n      log: {log}\n      again: nap-bench run {self.run_id}")
+        try:
+            with open(log, "a") as file:
+                file.write(trace or f"{reason}\n")
+            write_whole(folder / "failed.json", as_json({"run_id": self.run_id, "reason": reason, "log": str(log)}))
+        except OSError as second:
+            say(f"[run] could not write down why: {second}")
+
+
+def _data(ended: dict[str, Any]) -> dict[str, Any]:
+    """What a loop said about its data, where other machines may have others."""
+    return {"data": ended["data"]} if "data" in ended else {}
+
+
+def finish(folder: RunFolder, results: Path) -> None:
+    """Make a complete folder's result. What is not needed any more goes first: after the result nobody looks again."""
+    folder.checkpoint.unlink(missing_ok=True)
+    folder.failed.unlink(missing_ok=True)
+    make_result(folder, results)
 
 
 class Meter:
@@ -130,11 +158,11 @@ class Meter:
         cost, lost = ended["cost"], [s["seed"] for s in ended["status"] if s["status"] == "diverged"]
         note = f", DIVERGED at seeds {lost} (kept in the result)" if lost else ""
         say(f"[run] {self.name}: done, {cost['steps_per_second']:.0f} steps/s, {duration(cost['wall_seconds'])}{note}")
-        self.suite.tell(last=self.suite.num_left() == 0)
+        self.suite.tell(last=len(self.suite.done()) == len(self.suite.lines))
 
 
 class Suite:
-    """Progress of everything planned at a scale: one line, from whichever process looks first."""
+    """Progress of what an invocation was asked for: one line, from whichever process looks first."""
 
     def __init__(self, lines: Sequence[dict[str, Any]], scale: str, *, store: Path, results: Path):
         self.lines, self.scale, self.store, self.results = lines, scale, Path(store), Path(results)
@@ -149,17 +177,18 @@ class Suite:
         ]
         return f"{found[0]}{' ...' if len(found) > 1 else ''} " if found else ""
 
-    def num_left(self) -> int:
-        return sum(not result_path(self.results, line["run_id"]).exists() for line in self.lines)
+    def done(self) -> set[str]:
+        """Ids of the runs whose results are there, by one look at their folder: there may be thousands."""
+        return {line["run_id"] for line in self.lines} & results_in(self.results)
 
     def tell(self, *, last: bool = False) -> None:
         """Print the suite's line, unless another process did in the last LINE_SECONDS or this is the `last` run."""
-        if not self.lines:
+        if len(self.lines) < 2:
             return
         turn = self.store / ".suite-line"
         if not last and turn.exists() and time.time() - turn.stat().st_mtime < LINE_SECONDS:
             return
-        done = {line["run_id"] for line in self.lines if result_path(self.results, line["run_id"]).exists()}
+        done = self.done()
         left, rate, running = 0.0, 0.0, 0
         for line in self.lines:
             if line["run_id"] in done:
@@ -210,106 +239,139 @@ class Suite:
             return None
 
 
+def results_in(folder: Path) -> set[str]:
+    """Ids of all runs whose results are in a results folder."""
+    return {path.stem for path in (Path(folder) / "runs").glob("[!.]*.json")}
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 5 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def do(
     jobs: Sequence[Job], *, data_dir: str | None, device: str, suite: Suite, checkpoint_seconds: float = 30.0
 ) -> int:
-    """Do all jobs, one after another; a failing one does not lose the others. Returns the exit code.
+    """Do all jobs in this process, one after another; a failing one does not lose the others. Returns the exit code.
 
     0: every result is there.  1: some failed (named, with log).  75: asked to stop; checkpoints are written.
-    A run that another process holds is left for the end and waited for.
+    A run that another process holds is left for the end and waited for. Many at once, each safe from what becomes of another:
+    see `pack`.
     """
-    pending, failed = [], []
-    for job in jobs:
-        try:
-            if not job.is_done() and not job.remake():
-                pending.append(job)
-        except (ValueError, OSError) as error:  # damaged files of one run must not lose the others
-            failed.append(job)
-            say(f"[run] {job.run_id} FAILED: {error}")
+    pending, num_failed = unmade(jobs)
     if not pending:
-        return 1 if failed else 0
+        return 1 if num_failed else 0
     import torch
 
-    from nap_bench.session import Control, Interrupted
+    from nap_bench.session import Control
 
     torch.set_num_threads(1)  # one thread per process: measured fastest, and what bitwise equality is stated for
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"Wanted device {device!r}, but torch {torch.__version__} finds no GPU here. Set device: cpu.")
+    check_device(device)
     control = Control(checkpoint_seconds=checkpoint_seconds)
 
     def stop(signum: int, frame: Any) -> None:
         control.stop = True
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    told = time.monotonic()
+    previous = {number: signal.signal(number, stop) for number in STOPS}
+    waits = Waits()
     try:
         while pending:
-            waiting = []
+            held = []
             for job in pending:
-                if job.is_done():
-                    continue
-                folder = RunFolder(job.store, job.run())
-                try:
-                    folder.open()
-                    with leased(folder) as lease:
-                        if lease is None:
-                            waiting.append(job)
-                        elif folder.is_complete:
-                            make_result(folder, job.results)
-                        else:
-                            job.train(lease, data_dir=data_dir, device=device, control=control, suite=suite)
-                except Interrupted as reason:
-                    say(f"[run] {reason}")
+                ended = attempt(job, data_dir=data_dir, device=device, control=control, suite=suite)
+                if ended == STOPPED:
                     return 75
-                except LeaseLost as reason:
-                    say(f"[run] {reason}")
-                    waiting.append(job)
-                except Exception as error:  # a failing member must not lose the others: it is named, and exits 1
-                    failed.append(job)
-                    _record_failure(folder, error)
-            if waiting and control.stop:
+                num_failed += ended == FAILED
+                held += [job] if ended == HELD else []
+            if held and control.stop:
                 return 75
-            if waiting:
-                time.sleep(1.0)
-                if time.monotonic() - told > LINE_SECONDS:
-                    told = time.monotonic()
-                    holder = Lease(waiting[0].store / waiting[0].run_id / "lease.json").holder()
-                    say(
-                        f"[run] waiting for {waiting[0].run_id}: process {holder.get('pid')} on {holder.get('host')} is "
-                        f"training it (update {holder.get('step', 0)})"
-                    )
-            pending = waiting
+            if held:
+                time.sleep(HELD_SECONDS)
+                waits.tell(held[0])
+            pending = held
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return 1 if failed else 0
+    return 1 if num_failed else 0
 
 
-def _record_failure(folder: RunFolder, error: Exception) -> None:
-    reason = f"{type(error).__name__}: {error}"
-    say(
-        f"[run] {folder.run.run_id} FAILED: {reason}\n      log: {folder.log}\n      again: nap-bench run {folder.run.run_id}"
-    )
+def unmade(jobs: Sequence[Job]) -> tuple[list[Job], int]:
+    """Jobs that have to be trained, in order, and how many failed: results that the store has are made here. Imports no torch."""
+    pending, num_failed = [], 0
+    for job in jobs:
+        try:
+            if not job.is_done() and not job.remake():
+                pending.append(job)
+        except (ValueError, OSError) as error:  # damaged files of one run must not lose the others
+            num_failed += 1
+            say(f"[run] {job.run_id} FAILED: {error}")
+    return pending, num_failed
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU where torch finds none. Starts CUDA in this process, which cannot be forked after that."""
+    import torch
+
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"Wanted device {device!r}, but torch {torch.__version__} finds no GPU here. Set device: cpu.")
+
+
+DONE, FAILED, HELD, STOPPED = "done", "failed", "held", "stopped"
+"""What becomes of a run: its result is there; it failed, and says why; another process holds it; it was asked to stop."""
+
+
+def attempt(job: Job, *, data_dir: str | None, device: str, control: Any, suite: Suite) -> str:
+    """Do one run under its lease; whatever goes wrong with it, the process can do the next."""
+    from nap_bench.session import Interrupted
+
     try:
-        with open(folder.log, "a") as log:
-            log.write("".join(traceback.format_exception(error)))
-        write_whole(folder.failed, as_json({"run_id": folder.run.run_id, "reason": reason, "log": str(folder.log)}))
-    except OSError as second:
-        say(f"[run] could not write down why: {second}")
+        if job.is_done():
+            return DONE
+        folder = RunFolder(job.store, job.run())
+        folder.open()
+        with leased(folder) as lease:
+            if lease is None:
+                return HELD
+            if folder.is_complete:
+                finish(folder, job.results)
+            else:
+                job.train(lease, data_dir=data_dir, device=device, control=control, suite=suite)
+    except Interrupted as reason:
+        say(f"[run] {reason}")
+        return STOPPED
+    except LeaseLost as reason:
+        say(f"[run] {reason}")
+        return HELD
+    except Exception as error:  # a failing member must not lose the others: it is named, and the exit code says so
+        job.fail(_reason(error), "".join(traceback.format_exception(error)))
+        return FAILED
+    return DONE
+
+
+def _reason(error: Exception) -> str:
+    """Why a run failed, in one line."""
+    import torch
+
+    said = " ".join(str(error).split())
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said:
+        return f"Out of memory. Let fewer runs share it (slots), or use a machine that has more: {said[:300]}"
+    return f"{type(error).__name__}: {said}"
+
+
+class Waits:
+    """Says now and then which run is waited for, and who has it."""
+
+    def __init__(self) -> None:
+        self.told = time.monotonic()
+
+    def tell(self, job: Job) -> None:
+        if time.monotonic() - self.told <= LINE_SECONDS:
+            return
+        self.told = time.monotonic()
+        holder = Lease(job.store / job.run_id / "lease.json").holder()
+        say(
+            f"[run] waiting for {job.run_id}: process {holder.get('pid')} on {holder.get('host')} is "
+            f"training it (update {holder.get('step', 0)})"
+        )
 
 
 def failures(lines: Sequence[dict[str, Any]], store: Path) -> list[dict[str, str]]:
@@ -337,11 +399,11 @@ def environment(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "num_cores": os.cpu_count(),
         "device": torch.device(device).type,
-        "device_name": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "device_name": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "threads": torch.get_num_threads(),
     }
 
@@ -355,6 +417,7 @@ def _commit() -> tuple[str | None, bool | None]:
     return _git("rev-parse", "HEAD"), None if changed is None else bool(changed)
 
 
+@functools.cache  # what a process does is what its code was when it began; and it asks for every run
 def _git(*arguments: str) -> str | None:
     here = Path(__file__).parent
     try:
@@ -362,13 +425,3 @@ def _git(*arguments: str) -> str | None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except FileNotFoundError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )

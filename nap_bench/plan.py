@@ -55,7 +55,9 @@ def load(path: Path | str, root: Path | str = ROOT) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         raise ValueError(f"No plan at {path}. Make it with: nap-bench plan")
-    parsed = []
+    if path.is_dir():
+        raise ValueError(f"The plan {path} is a folder; wanted a file of JSON lines. Make one with: nap-bench plan")
+    parsed, known = [], set()
     for number, text in enumerate(path.read_text().splitlines(), 1):
         try:
             parsed.append(json.loads(text))
@@ -63,11 +65,17 @@ def load(path: Path | str, root: Path | str = ROOT) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{path}, line {number} is not JSON: {error}. Renew the plan with: nap-bench plan"
             ) from None
+        if not isinstance(parsed[-1], dict):
+            raise ValueError(f"{path}, line {number} is no JSON object. Renew the plan with: nap-bench plan")
         missing = {"run_id", "uses", "run"} - set(parsed[-1]) if number > 1 else ()
         if missing:
             raise ValueError(
                 f"{path}, line {number} lacks {', '.join(sorted(missing))}. Renew the plan with: nap-bench plan"
             )
+        run_id = parsed[-1].get("run_id")
+        if number > 1 and run_id in known:
+            raise ValueError(f"{path}, line {number} names {run_id} again. Renew the plan with: nap-bench plan")
+        known.add(run_id)
     if not parsed:
         raise ValueError(f"{path} is empty; wanted a header and a line per run. Renew it with: nap-bench plan")
     header, *lines = parsed
@@ -85,15 +93,20 @@ def hold(what: str, folder: Path | str) -> IO[str]:
     Returns the open lock file: keep it open as long as the folder is held.
     """
     path = Path(folder) / ".invocation"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.seek(0)
         raise ValueError(
             f"Another invocation (process {file.read().strip() or 'unknown'}) works on the {what} {folder}/. Wait for it, or "
             f"stop it with Ctrl-C; nothing was started here."
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"Cannot write to the {what} {folder}/: {error.strerror}. Make it writable, or name another folder ({what}_dir in "
+            f"config/config.yaml); nothing was started."
         ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
@@ -192,13 +205,15 @@ MEASURED_FPS = 49
 """Frames per second of one run with DQN Zoo's network on one core of an AMD EPYC (torch 2.13.0+cpu, bench/rainbow.py, n = 7)."""
 AIMED_FPS, AIMED_IPS = 20_000, 1_000
 """The aims for one run on a GPU, in frames of Atari and images of ImageNet per second. NOT MEASURED."""
+AIMED_LM_TFLOPS = 396
+"""The aim for a language model on an H200: 40 % of the 989 TFLOP/s that it is sold with in bfloat16."""
 WORTH_SAYING = 10_000_000
 """Frames; less needs no warning."""
 
 
 def demand(lines: list[dict]) -> str | None:
-    """What runs on Atari and ImageNet will take, for people; None where it is not worth saying."""
-    said = [text for text in (_atari(lines), _imagenet(lines)) if text]
+    """What runs on Atari, ImageNet and C4 will take, for people; None where it is not worth saying."""
+    said = [text for text in (_atari(lines), _imagenet(lines), _language(lines)) if text]
     return "\n".join(said) or None
 
 
@@ -209,6 +224,35 @@ def _imagenet(lines: list[dict]) -> str | None:
     return (
         f"ImageNet: {len(wanted)} runs, {sum(wanted) / 1e9:,.2f} G images to train on, read from data_dir (about 150 GB). Speed on "
         f"a GPU: NOT MEASURED; at {AIMED_IPS:,} images/s, the aim, {sum(wanted) / 3600 / AIMED_IPS:,.0f} GPU-hours."
+    )
+
+
+def transformer_size(run: dict[str, Any]) -> tuple[int, int]:
+    """(parameters of a seed, FLOPs of a token's forward and backward) of the language model of a plan's line, without methods.
+
+    FLOPs as Chowdhery et al. 2022 (PaLM, App. B) count them: 6 for every weight that a token is multiplied by, and 12 d_model T per
+    block for attention's products with T tokens, causal or not.
+    """
+    size, task = run["model"]["size"], run["benchmark"]["params"]
+    d, widths, length, vocabulary = size["d_model"], size["widths"], task["length"], task["vocabulary"]
+    weights = sum(4 * d * d + 2 * d * width for width in widths) + d * vocabulary
+    norms = 2 * d * (2 * len(widths) + 1) if size["entrance"] == "layer" else 0  # scale and offset
+    biases = sum(d + width + d for width in widths) + vocabulary
+    return weights + d * (vocabulary + length) + norms + biases, 6 * weights + 12 * d * length * len(widths)
+
+
+def _language(lines: list[dict]) -> str | None:
+    wanted = [line for line in lines if "tokens" in line.get("demand", {})]
+    if not wanted:
+        return None
+    tokens = sum(line["demand"]["tokens"] for line in wanted)
+    flops = sum(line["demand"]["tokens"] * transformer_size(line["run"])[1] for line in wanted)
+    largest = max(transformer_size(line["run"])[0] * len(line["run"]["seeds"]) for line in wanted)
+    return (
+        f"C4: {len(wanted)} runs, {tokens / 1e9:,.1f} G tokens to train on, networks of up to {largest / 1e6:,.0f} M parameters, "
+        f"{flops / 1e18:,.0f} EFLOP. A run under way keeps a checkpoint of up to {12 * largest / 1e9:.1f} GB. "
+        f"Speed on a GPU: NOT MEASURED; at {AIMED_LM_TFLOPS} TFLOP/s, the aim, {flops / 1e12 / 3600 / AIMED_LM_TFLOPS:,.0f} "
+        f"GPU-hours."
     )
 
 

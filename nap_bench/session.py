@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nap_bench import checkpoint
+from nap_bench.ranks import Ranks
 from nap_bench.record import Recorder
 from nap_bench.spec import Run
 from nap_bench.store import RunFolder
@@ -30,12 +31,16 @@ class Interrupted(RuntimeError):
 class Control:
     """What surrounds a loop: progress is told, a stop is asked for. Nothing here changes a number.
 
-    report(step, steps_per_second): called every second or so.  stop: set by a signal.
+    report(step, steps_per_second): called every second or so.  check(): called before the run's files are written; raises if
+    another process took the run over.  stop: set by a signal.  ranks: the processes that train together (ranks.py), of which
+    the first writes; None for one.
     """
 
     report: Callable[[int, float], None] = lambda step, rate: None
+    check: Callable[[], None] = lambda: None
     stop: bool = False
     checkpoint_seconds: float = 30.0
+    ranks: Ranks | None = None
 
 
 @dataclass
@@ -84,7 +89,8 @@ class Session:
         self.saved = checkpoint.load(folder.checkpoint, run.run_id, device)
         found = self.saved or {"wall_seconds": 0.0, "num_sessions": 0, "offset": 0}
         self.cost = Cost(found["wall_seconds"], found["num_sessions"] + 1)
-        self.recorder = Recorder(folder.metrics, run.seeds, found["offset"])
+        self.is_first = control.ranks is None or control.ranks.rank == 0
+        self.recorder = Recorder(folder.metrics, run.seeds, found["offset"] if self.is_first else 0)
         self._began = self._saved_at = self._told_at = time.perf_counter()
         self._first_step = self._saving_seconds = 0.0
 
@@ -103,14 +109,17 @@ class Session:
             self.control.report(step, (step - self._first_step) / (now - self._began))
             self._told_at = now
         wait = max(self.control.checkpoint_seconds, self._saving_seconds / SAVING_SHARE)
-        if self.control.stop or now - self._saved_at > wait:
-            self._save(content())
+        stop = self.control.stop if self.control.ranks is None else self.control.ranks.any(self.control.stop)
+        if stop or now - self._saved_at > wait:
+            if self.is_first:
+                self._save(content())
             self._saved_at = time.perf_counter()
             self._saving_seconds = self._saved_at - now
-            if self.control.stop:
+            if stop:
                 raise Interrupted(f"{self.run.run_id} stopped at update {step} of {total}; it goes on from there.")
 
     def _save(self, content: dict[str, Any]) -> None:
+        self.control.check()
         frame = {
             "offset": self.recorder.flush(),
             "wall_seconds": self.cost.seconds(),
@@ -120,6 +129,7 @@ class Session:
 
     def end(self, alive_S: Tensor, updates_S: Tensor, total: int) -> dict[str, Any]:
         """Status of every seed, and cost. alive_S: seeds that lived; updates_S: how many steps each seed lived to do."""
+        self.control.check()
         self.recorder.flush()
         status = [
             {"seed": seed, "status": "complete"} if alive else {"seed": seed, "status": "diverged", "step": updates}

@@ -5,7 +5,7 @@ Shape suffixes: S seeds, B batch, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nap_bench import update
 from nap_bench.benchmarks import BENCHMARKS
+from nap_bench.benchmarks.base import SupervisedBenchmark
 from nap_bench.methods import stack_of
 from nap_bench.methods.base import Stack
 from nap_bench.metrics import norms, plasticity
@@ -42,9 +43,10 @@ class Online:
         zeros = torch.zeros(len(state.seeds), device=state.device)
         return cls(zeros, zeros.clone())
 
-    def add(self, losses_S: Tensor, accuracy_S: Tensor) -> None:
+    def add(self, losses_S: Tensor, accuracy_S: Tensor | None) -> None:
         self.loss_S += losses_S.detach()
-        self.correct_S += accuracy_S
+        if accuracy_S is not None:
+            self.correct_S += accuracy_S
         self.num_steps += 1
 
 
@@ -64,21 +66,22 @@ def diagnose(state: TrainState, acts: dict[str, Tensor], before_SP: Tensor) -> d
         f"probe/dormant_fraction_tau{DORMANT_TAU}": over_units(lambda a: plasticity.dormant_fraction(a, DORMANT_TAU)),
         "probe/linearised_fraction": plasticity.linearised_fraction(layers[-1]),
         "probe/feature_rank": plasticity.feature_rank(layers[-1]),
-        "probe/parameter_norm": norms.global_norm(state.eval_params),
+        "probe/parameter_norm": norms.global_norm(state.flat.detach()),
         "probe/gradient_norm": norms.global_norm(state.gradient),
         "probe/explicit_learning_rate": state.optimizer.rate.expand(len(state.seeds)),
     }
     for group in state.groups:
         norm_S = state.group_norm(group, before_SP)
         found[f"probe/norm/{group.name}"] = state.group_norm(group)
-        found[f"probe/relative_update/{group.name}"] = state.group_norm(group, state.eval_params - before_SP) / norm_S
+        found[f"probe/relative_update/{group.name}"] = state.group_norm(group, state.flat.detach() - before_SP) / norm_S
         found[f"probe/effective_learning_rate/{group.name}"] = norms.effective_learning_rate(
             state.optimizer.rate, norm_S, steps_are_normalised=state.optimizer.steps_are_normalised
         )
     hidden = [g.name for g in state.groups if Role.OUTPUT not in {state.roles[name] for name in g.members}]
     for quantity in ("effective_learning_rate", "relative_update"):
         layers_S = [found[f"probe/{quantity}/{name}"].log() for name in hidden]
-        found[f"probe/{quantity}"] = torch.stack(layers_S).mean(dim=0).exp()  # geometric mean over hidden layers
+        # geometric mean over hidden layers; mean() over them has other bits in a block than alone
+        found[f"probe/{quantity}"] = (sum(layers_S) / len(layers_S)).exp()
     return found
 
 
@@ -103,6 +106,50 @@ def result(session: Session, state: TrainState, total: int, *, extra_forward_pas
     return ended | {"model": state.spec.as_dict()}
 
 
+def refuse_pieces(run: Run, stack: Stack, benchmark: SupervisedBenchmark, control: Control) -> None:
+    """Raises ValueError where a method would not see what it asks for, or processes cannot share a batch."""
+    num_pieces, num_processes = benchmark.micro_batches, 1 if control.ranks is None else control.ranks.size
+    if num_pieces % num_processes:
+        raise ValueError(
+            f"{num_processes} processes cannot share the {num_pieces} micro-batches of {run.run_id}. Start as many as divide them."
+        )
+    if stack.needs_acts and num_processes > 1:
+        raise ValueError(f"{run.stack!r} looks at activations, and processes that train together have different ones.")
+    if stack.penalised_on_acts and num_pieces > 1:
+        raise ValueError(
+            f"{run.stack!r} penalises activations, which is not defined for a batch in {num_pieces} pieces."
+        )
+
+
+def micro_losses(
+    state: TrainState,
+    stack: Stack,
+    benchmark: SupervisedBenchmark,
+    inputs: Tensor,
+    y_SB: Tensor,
+    seen: list[tuple[Tensor, Tensor | None]],
+) -> Iterator[Tensor]:
+    """Losses [S] of the pieces of a batch, one forward after another, weighted so that they sum to the batch's.
+
+    seen: receives loss and accuracy of each. Of several processes each looks at its share of the pieces.
+    """
+    pieces = benchmark.pieces(inputs, y_SB)
+    for part, answers in pieces if state.ranks is None else state.ranks.share(pieces):
+        out_SBK = update.forward(state, stack, part)
+        loss_S = benchmark.loss(out_SBK, answers)
+        accuracy_S = benchmark.accuracy(out_SBK.detach(), answers) if benchmark.has_classes else None
+        del out_SBK
+        if len(pieces) > 1:
+            loss_S, accuracy_S = loss_S / len(pieces), accuracy_S / len(pieces)
+        seen.append((loss_S.detach(), accuracy_S))
+        yield loss_S
+
+
+def summed(seen: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """Loss and accuracy of a batch from its pieces'."""
+    return sum(loss_S for loss_S, _ in seen), sum(accuracy_S for _, accuracy_S in seen)
+
+
 def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, control: Control) -> dict:
     """Train a block of seeds to its end, going on from a checkpoint if there is one; returns status and cost.
 
@@ -112,7 +159,9 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
     schedule = run.schedule.build(SCHEDULES, "schedule")
     state, stack = prepared(run, benchmark.shapes, device)
+    state.ranks = control.ranks
     data = benchmark.load(data_dir, device)
+    refuse_pieces(run, stack, benchmark, control)
     flow = Flow(state) if benchmark.flow else None
     online = Online.empty(state)
     if saved := session.saved:
@@ -138,18 +187,21 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         if step and task != benchmark.task_at(step - 1):
             update.task_boundary(state, stack, task)
         inputs, y_SB = benchmark.batch(data, run.seeds, step)
-        out_SBK = update.forward(state, stack, inputs)
-        losses_S = benchmark.loss(out_SBK, y_SB)
-        online.add(losses_S, benchmark.accuracy(out_SBK.detach(), y_SB))
-        before_SP = state.eval_params.clone() if flow or step + 1 in eval_steps else None
-        update.grad_step(state, [losses_S], stack)
+        before_SP = state.flat.detach().clone() if flow or step + 1 in eval_steps else None
+        seen: list[tuple[Tensor, Tensor | None]] = []
+        update.grad_step(state, micro_losses(state, stack, benchmark, inputs, y_SB, seen), stack)
+        losses_S, accuracy_S = seen[0] if len(seen) == 1 else summed(seen)
+        if state.ranks is not None:
+            losses_S, accuracy_S = state.ranks.summed(losses_S), state.ranks.summed(accuracy_S)
+        online.add(losses_S, accuracy_S)
         if flow:
             flow.add(state, before_SP)
         update.tail(state, stack)
 
         if state.step in eval_steps:
             num_forwards = state.num_forwards
-            evaluated = benchmark.evaluate(state, data)
+            with state.as_evaluated():
+                evaluated = benchmark.evaluate(state, data)
             ends = UpdateProbe(state, (inputs, y_SB), benchmark.loss, losses_S, before_SP)
             of_update = measure_update(benchmark.metrics, ends)
             state.num_forwards = num_forwards  # what is left counts training and what methods asked for
@@ -160,7 +212,8 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
                 for name, values_S in flow.read().items():
                     log(name, values_S)
             log("online/loss", online.loss_S / online.num_steps)
-            log("online/accuracy", online.correct_S / online.num_steps)
+            if benchmark.has_classes:
+                log("online/accuracy", online.correct_S / online.num_steps)
             if state.step % per_task == 0:
                 for name, values_S in evaluated.items():
                     log(f"task_end/{name}", values_S)
@@ -168,4 +221,6 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
 
         session.after(state.step, total, content)
 
-    return result(session, state, total, extra_forward_passes=state.num_forwards - total)
+    per_update = benchmark.micro_batches // (1 if state.ranks is None else state.ranks.size)
+    ended = result(session, state, total, extra_forward_passes=state.num_forwards - total * per_update)
+    return ended | ({"data": identity} if (identity := benchmark.identity(data)) else {})

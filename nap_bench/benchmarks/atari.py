@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from typing import ClassVar
 
 from nap_bench.benchmarks.base_rl import RLBenchmark
@@ -84,6 +85,11 @@ class Atari(RLBenchmark):
         height, width = self.frame_shape
         kept = min(self.capacity, self.steps_per_visit * (self.num_visits if self.replay == "keep" else 1))
         return {"frames": frames, "disk_bytes": num_seeds * kept * (height * width + 28)}
+
+    def identity(self) -> dict[str, str]:
+        from ale_py.roms import get_rom_path
+
+        return {f"{game}.bin": sha256(get_rom_path(game).read_bytes()).hexdigest() for game in self.games}
 
     @property
     def num_visits(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nap_bench.data.images import sha256
 from nap_bench.metrics.plasticity import jacobian_norm
 from nap_bench.metrics.probe import METRICS, OF_UPDATE, Probe, measure
 from nap_bench.rng import generator
@@ -49,6 +50,10 @@ class SupervisedBenchmark(Benchmark):
     """
 
     loop: ClassVar[str] = "supervised"
+    has_classes: ClassVar[bool] = True
+    """Whether a target is one of the outputs: a stream of numbers has a loss and no accuracy."""
+    micro_batches: int = 1
+    """Pieces of equal size in which a batch is looked at, one after another; their gradients are added up."""
     steps_per_task: int
     flow: bool = False
     """Whether every update is measured for the gradient-flow check (metrics/flow.py): costs a copy of the parameters."""
@@ -75,6 +80,16 @@ class SupervisedBenchmark(Benchmark):
     def batch(self, data: Data, seeds: tuple[int, ...], step: int) -> tuple[Tensor, Tensor]:
         """(inputs [S, B, ...], targets [S, B], or [S, B, T] where every token has one) of update number `step`; pure."""
         raise NotImplementedError
+
+    def pieces(self, inputs: Tensor, y_SB: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """A batch as its micro-batches."""
+        if self.micro_batches == 1:
+            return [(inputs, y_SB)]
+        return list(zip(inputs.chunk(self.micro_batches, dim=1), y_SB.chunk(self.micro_batches, dim=1), strict=True))
+
+    def identity(self, data: Data) -> dict[str, str]:
+        """Hashes of data that another machine may have otherwise, for the run's environment."""
+        return {}
 
     def loss(self, out_SBK: Tensor, y_SB: Tensor) -> Tensor:
         """[S], without regularisation."""
@@ -104,8 +119,11 @@ class Dataset(NamedTuple):
 
 
 DATASETS = {
+    "c4": Dataset((512,), 32000, True, fits=False),
     "cifar10": Dataset((3, 32, 32), 10, True),
+    "cifar100": Dataset((3, 32, 32), 100, True),
     "digits": Dataset((1, 8, 8), 10, False),
+    "emnist": Dataset((1, 28, 28), 47, True),
     "imagenet": Dataset((3, 224, 224), 1000, True, fits=False),
     "mnist": Dataset((1, 28, 28), 10, True),
     "patches": Dataset((3, 8, 8), 10, False),
@@ -114,6 +132,12 @@ DATASETS = {
 
 STEPS_PER_CHUNK = 1024
 """Batch indices are drawn for this many steps at a time; each chunk starts a new pass over the task's images."""
+
+PIXELS = {"standardised": None, "symmetric": (-1.0, 1.0), "unit": (0.0, 1.0)}
+"""How pixels are given to a network: less the dataset's mean, over its deviation; or its darkest to its lightest onto these."""
+
+IMAGES_AT_ONCE = 1000
+"""Held-out images are looked at in pieces, so that memory stays small."""
 
 PREVIOUS = "previous_accuracy"
 """The one metric that needs other examples than the task's own: accuracy on what evaluation read in the task before."""
@@ -148,6 +172,11 @@ class ImageStream(SupervisedBenchmark):
     first_task: int = later(0)
     eval_examples: int | None = later(None)
     metrics: tuple[str, ...] = later(())
+    pixels: str = later("standardised")
+    """A key of PIXELS."""
+    whole_passes: bool = later(False)
+    """Whether an image comes again only after all others of a task, however long that takes; else a new pass begins every
+    STEPS_PER_CHUNK updates, which cuts off only passes that are longer (a batch of one)."""
 
     def __post_init__(self) -> None:
         known = [name for name, dataset in DATASETS.items() if dataset.fits]
@@ -164,6 +193,13 @@ class ImageStream(SupervisedBenchmark):
             raise ValueError(
                 f"{self.name} wants eval_examples from 1 to num_examples = {self.num_examples}; "
                 f"found {self.eval_examples}."
+            )
+        if self.pixels not in PIXELS:
+            raise ValueError(nearest(self.pixels, PIXELS, f"pixels of {self.name}"))
+        if self.whole_passes and self.num_examples % self.batch_size:
+            raise ValueError(
+                f"{self.name} wants a batch_size that divides num_examples = {self.num_examples} for whole_passes; found "
+                f"{self.batch_size}."
             )
         for metric in self.metrics:
             if metric not in (known := (*METRICS, *OF_UPDATE, PREVIOUS)):
@@ -189,12 +225,18 @@ class ImageStream(SupervisedBenchmark):
     def task_at(self, step: int) -> int:
         return self.first_task + step // self.steps_per_task
 
+    def identity(self, data: Images) -> dict[str, str]:
+        return {self.dataset: sha256(data.inputs, data.labels)}
+
     def load(self, data_dir: str | None, device: str) -> Images:
         inputs, labels = importlib.import_module(f"nap_bench.data.{self.dataset}").load(data_dir)
         wanted = self.num_loaded or self.num_examples
         if wanted > len(inputs):
             raise ValueError(f"{self.name} wants {wanted} images; {self.dataset} has {len(inputs)}.")
         some = slice(self.num_loaded)
+        if (ends := PIXELS[self.pixels]) is not None:
+            darkest, lightest = inputs.aminmax()
+            inputs = (inputs - darkest) / (lightest - darkest) * (ends[1] - ends[0]) + ends[0]
         return Images(inputs[some].view(-1, *self.shapes[0]).to(device), labels[some].to(device))
 
     def images(self, data: Images, seed: int, task: int) -> Tensor:
@@ -219,13 +261,24 @@ class ImageStream(SupervisedBenchmark):
         inputs = self.shown(inputs.expand(len(seeds), *inputs.shape), seeds, task)
         return inputs, self.answers(data, seeds, task, index_SE)
 
+    @property
+    def steps_per_chunk(self) -> int:
+        """Batches are drawn for this many updates of a task at a time."""
+        if not self.whole_passes:
+            return STEPS_PER_CHUNK
+        steps_per_pass = self.num_examples // self.batch_size
+        return steps_per_pass * max(1, STEPS_PER_CHUNK // steps_per_pass)
+
     def order(self, data: Images, seed: int, task: int, chunk: int) -> Tensor:
         """[steps, B] indices of images: permutations of all of the task's, one after another."""
-        images = self.images(data, seed, task)
-        wanted = min(STEPS_PER_CHUNK, self.steps_per_task) * self.batch_size
+        images, stream = self.images(data, seed, task), generator(seed, "order", task, chunk)
+        wanted = min(self.steps_per_chunk, self.steps_per_task) * self.batch_size
         passes = -(-wanted // len(images))
-        keys = torch.rand(passes, len(images), generator=generator(seed, "order", task, chunk))
-        return images[keys.argsort(dim=1).flatten()[:wanted]].view(-1, self.batch_size)
+        if self.whole_passes:  # faster where a pass is long
+            places = torch.cat([torch.randperm(len(images), generator=stream) for _ in range(passes)])
+        else:
+            places = torch.rand(passes, len(images), generator=stream).argsort(dim=1).flatten()
+        return images[places[:wanted]].view(-1, self.batch_size)
 
     @lru_cache(maxsize=2)  # noqa: B019 (keyed by value, a frozen dataclass; two chunks at most)
     def _block_order(self, data: Images, seeds: tuple[int, ...], task: int, chunk: int) -> Tensor:
@@ -237,7 +290,7 @@ class ImageStream(SupervisedBenchmark):
         return self.shown(inputs, seeds, task), self.answers(data, seeds, task, index_SB)
 
     def batch(self, data: Images, seeds: tuple[int, ...], step: int) -> tuple[Tensor, Tensor]:
-        chunk, row = divmod(step % self.steps_per_task, STEPS_PER_CHUNK)
+        chunk, row = divmod(step % self.steps_per_task, self.steps_per_chunk)
         task = self.task_at(step)
         return self._pairs(data, seeds, task, self._block_order(data, seeds, task, chunk)[row])
 
@@ -274,6 +327,12 @@ class ImageStream(SupervisedBenchmark):
             inputs, y_SE = self.probe(data, state.seeds, max(task - 1, 0))
             found[PREVIOUS] = accuracy(state.forward(inputs), y_SE)
         return found
+
+
+def outputs(state, inputs: Tensor) -> Tensor:
+    """[S, N, K] of every seed's network on the same images [N, C, H, W]."""
+    parts = (part.expand(len(state.seeds), *part.shape) for part in inputs.split(IMAGES_AT_ONCE))
+    return torch.cat([state.forward(part) for part in parts], dim=1)
 
 
 def losses(out_SBK: Tensor, y_SB: Tensor) -> Tensor:

@@ -111,6 +111,10 @@ class RLBenchmark(Benchmark):
         """Steps after which the environments are made anew within a visit; None for never."""
         return None
 
+    def identity(self) -> dict[str, str]:
+        """Hashes of what is played that another machine may have otherwise, for the run's environment."""
+        return {}
+
     def label(self, visit: int) -> str:
         """What is visited, for people."""
         raise NotImplementedError

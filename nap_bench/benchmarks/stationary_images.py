@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from nap_bench.benchmarks.base import DATASETS, SupervisedBenchmark, accuracy
 from nap_bench.data import imagenet
+from nap_bench.data.images import sha256
 from nap_bench.rng import generator
 from nap_bench.spec import nearest
 
@@ -157,6 +158,12 @@ class StationaryImages(SupervisedBenchmark):
 
     def eval_steps(self) -> frozenset[int]:
         return frozenset(range(self.steps_per_evaluation, self.num_steps + 1, self.steps_per_evaluation))
+
+    def identity(self, data: OnDevice | InFolders) -> dict[str, str]:
+        """Of what lies on the device: images and labels; of folders: the labels, in the order of their files."""
+        if isinstance(data, InFolders):
+            return {f"{self.dataset}, labels": sha256(data.labels, data.test_labels)}
+        return {self.dataset: sha256(data.inputs, data.labels, data.test_inputs, data.test_labels)}
 
     def load(self, data_dir: str | None, device: str) -> OnDevice | InFolders:
         if not DATASETS[self.dataset].fits:

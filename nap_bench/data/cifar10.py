@@ -97,12 +97,13 @@ def download(
             say(f"{archive}: already there, checksum as published")
         else:
             fetch(archive, [f"{mirror}{ARCHIVE}" for mirror in mirrors], ARCHIVE_CONTENT, say)
-        _unpack(archive, wanted, root / FOLDERS[0])
+        unpack(archive, wanted, root / FOLDERS[0])
         say(f"{root / FOLDERS[0]}: unpacked {len(wanted)} of {len(FILES)} files")
     return verify(root)
 
 
-def _unpack(archive: Path, names: list[str], folder: Path) -> None:
+def unpack(archive: Path, names: list[str], folder: Path) -> None:
+    """Put an archive's members of these names into a folder, each whole or not at all."""
     with tarfile.open(archive) as members:
         for member in members:
             name = Path(member.name).name

@@ -33,15 +33,15 @@ NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionEr
 
 
 class Content(NamedTuple):
-    """What a file must hold."""
+    """What a file must hold. num_bytes: None where it was not published."""
 
-    num_bytes: int
+    num_bytes: int | None
     md5: str
 
     def problem(self, path: Path) -> str | None:
         """What is wrong with the file there, or None."""
         num_bytes = path.stat().st_size
-        if num_bytes != self.num_bytes:
+        if self.num_bytes is not None and num_bytes != self.num_bytes:
             how = "truncated" if num_bytes < self.num_bytes else "too long"
             return f"{how}: wanted {self.num_bytes} bytes, found {num_bytes}"
         with path.open("rb") as file:
@@ -69,7 +69,7 @@ def fetch(path: Path, urls: Sequence[str], content: Content, say: Callable[[str]
                 reasons[url] = str(reason) or type(reason).__name__
                 say(f"{path.name}: {url}: {reasons[url]}")
             else:
-                say(f"{path}: {content.num_bytes / 1e6:.1f} MB from {url}, checksum as published")
+                say(f"{path}: {path.stat().st_size / 1e6:.1f} MB from {url}, checksum as published")
                 return
         if not resolved:
             break
@@ -123,8 +123,9 @@ def _fetch_once(path: Path, url: str, content: Content, say: Callable[[str], obj
 class _Notices:
     """Says every few seconds how much has arrived, also while a connection is being made and nothing has."""
 
-    def __init__(self, url: str, part: Path, num_bytes: int, say: Callable[[str], object]):
-        self.url, self.part, self.num_bytes, self.say = url, part, num_bytes, say
+    def __init__(self, url: str, part: Path, num_bytes: int | None, say: Callable[[str], object]):
+        self.url, self.part, self.say = url, part, say
+        self.whole = "" if num_bytes is None else f" of {num_bytes / 1e6:.1f}"
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -139,4 +140,4 @@ class _Notices:
         start = time.monotonic()
         while not self.done.wait(NOTICE_SECONDS):
             arrived, elapsed = self.part.stat().st_size / 1e6, time.monotonic() - start
-            self.say(f"{self.url}: {arrived:.1f} of {self.num_bytes / 1e6:.1f} MB after {elapsed:.0f} s")
+            self.say(f"{self.url}: {arrived:.1f}{self.whole} MB after {elapsed:.0f} s")

@@ -14,6 +14,16 @@ class LabelledImages(NamedTuple):
     labels: Tensor  # [N] int64
 
 
+def sha256(*tensors: Tensor) -> str:
+    """Of what tensors hold, one after another: which data a result was made of."""
+    import hashlib
+
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.cpu().contiguous().numpy().data)
+    return found.hexdigest()
+
+
 def standardise(pixels: Tensor, like: Tensor | None = None) -> Tensor:
     """uint8 of any shape -> float32: minus the mean, over the standard deviation of all pixels of the dataset together.
 

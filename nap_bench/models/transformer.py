@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens [S, B, T] (int64) -> logits_SBTK: position t is answered from tokens 0 to t alone.
+    """Tokens [S, B, T] (int64) -> logits_SBTK: position t is answered from tokens 0 to t alone, if spec.causal.
 
     `size`: d_model; heads, which divide it; widths, hidden units of each block's MLP (as many blocks as there are widths; four
     times d_model is usual); entrance: the norm at the entrance of every branch and before the output, "layer" (pre-LN, which

@@ -252,14 +252,15 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
         due = benchmark.updates_due(within + 1)
         while state.step - index * per_visit < due:
             ends = state.step + 1 in bin_ends
-            before_SP = state.eval_params.clone() if ends else None
+            before_SP = state.flat.detach().clone() if ends else None
             learner.update()
             if ends:
                 write_down(before_SP)
         done += 1
         session.after(state.step, total, content)
 
-    return result(session, state, total, extra_forward_passes=learner.asked_forwards)
+    ended = result(session, state, total, extra_forward_passes=learner.asked_forwards)
+    return ended | ({"data": identity} if (identity := benchmark.identity()) else {})
 
 
 def evaluate(benchmark: RLBenchmark, learner: Learner, update_number: int) -> Tensor:
@@ -270,7 +271,8 @@ def evaluate(benchmark: RLBenchmark, learner: Learner, update_number: int) -> Te
     state = learner.state
     playing = Playing(benchmark, state.seeds, benchmark.eval_envs, "evaluation", state.device)
     playing.begin(update_number // benchmark.updates_per_visit, update_number)
-    for step in range(benchmark.eval_steps):
-        noise_SEK = learner.eval_noise.at(update_number * benchmark.eval_steps + step)
-        playing.step(learner.agent.act(state, playing.seen, noise_SEK))
+    with state.as_evaluated():
+        for step in range(benchmark.eval_steps):
+            noise_SEK = learner.eval_noise.at(update_number * benchmark.eval_steps + step)
+            playing.step(learner.agent.act(state, playing.seen, noise_SEK))
     return torch.where(playing.episodes_S > 0, playing.mean_return(), playing.returns_SE.mean(dim=1))

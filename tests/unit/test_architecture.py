@@ -11,14 +11,30 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "nap_bench"
 LAYERS = [
-    {"spec", "nap", "rng", "stats", "schedules", "apptainer", "cluster"},
+    {"spec", "nap", "rng", "stats", "schedules", "apptainer", "cluster", "gpus", "estimate", "ranks", "weights"},
     {"models"},
     {"optimizers", "state"},
     {"metrics", "data"},
     {"methods", "benchmarks", "record", "checkpoint", "store"},
     {"update"},
-    {"session", "train", "simulate", "rl"},
-    {"plan", "jobs", "tune", "experiments", "report", "tracking", "catalogue", "doctor", "cli"},
+    {"session", "train", "simulate", "policy", "rl"},
+    {
+        "plan",
+        "jobs",
+        "pack",
+        "speeds",
+        "status",
+        "together",
+        "sharing",
+        "crate",
+        "tune",
+        "experiments",
+        "report",
+        "tracking",
+        "catalogue",
+        "doctor",
+        "cli",
+    },
 ]
 """Bottom first; a module imports from its own layer and those before it, lazy imports included."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -74,7 +90,11 @@ def test_every_module_of_a_registry_is_listed(folder, registry):
         "doctor",
         "plan",
         "store",
+        "sharing",
+        "crate",
         "jobs",
+        "pack",
+        "status",
         "experiments",
         "report.claims",
         "report.page",
@@ -86,10 +106,11 @@ def test_what_needs_no_torch_does_not_import_it(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_plan_module_stands_alone_when_loaded_by_path():
+@pytest.mark.parametrize("name", ["plan", "estimate", "cluster", "apptainer"])
+def test_what_the_workflow_loads_stands_alone_when_loaded_by_path(name):
     code = (
         "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('p', {str(PACKAGE / 'plan.py')!r})\n"
+        f"spec = importlib.util.spec_from_file_location('p', {str(PACKAGE / name)!r} + '.py')\n"
         "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
         "sys.exit(any(name.split('.')[0] in ('nap_bench', 'torch', 'numpy') for name in sys.modules))"
     )

@@ -28,9 +28,12 @@ def call(*command: object) -> subprocess.CompletedProcess:
     [
         ("seeds", ("plain loop", "8 seeds")),
         ("projection", ("  100    16", "  512   128")),
+        ("streams", ("plain loop", "regression, Adam, NaP", "permuted labels, SGD")),
         ("cnn", ("separate", "by_seed", "grouped")),
         ("rainbow", ("data-efficient  reference", "data-efficient  one run", "goal: one run on a GPU")),
         ("images", ("fixed batch", "with data", "images read per second")),
+        ("lm", ("norm_only", "goal: model FLOPs utilisation, nap", "goal: nap over norm_only")),
+        ("pack", ("a process of its own", "pack, 2 slots", "goal: overhead per small run, pack, 1 slot")),
         ("methods", ("l2 ", "shrink_perturb ", "goal: noisy_updates over the baseline")),
     ],
 )

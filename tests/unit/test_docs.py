@@ -114,6 +114,41 @@ def test_the_page_on_reinforcement_learning_trains_what_it_shows(follow):
         assert (ROOT / path).is_file(), path
 
 
+def field_streams():
+    """The supervised benchmarks of the field, at paper scale."""
+    from nap_bench.experiments import field_comparison
+
+    return [BENCHMARKS["random_labels"], *(benchmark for benchmark, *_ in field_comparison.streams("paper").values())]
+
+
+def test_the_page_on_streams_trains_what_it_shows_and_names_every_stream(follow):
+    module = follow(DOCS / "streams.md")
+    assert [seed["status"] for seed in module.ended["status"]] == ["complete"] * 30
+    text = (DOCS / "streams.md").read_text()
+    rows = text.split("|---|---|---|\n", 1)[1].split("\n\n", 1)[0].splitlines()
+    named = {re.search(r"`(\w+)", row.split("|")[3])[1] for row in rows}
+    assert named <= set(BENCHMARKS) and {stream.name for stream in field_streams()} <= named
+
+
+def test_the_page_for_tonight_shows_the_effect(follow, capsys):
+    accuracy = follow(DOCS / "tonight.md").accuracy
+    assert accuracy["baseline"][0] - accuracy["baseline"][1] > 0.2 > accuracy["nap"][0] - accuracy["nap"][1]
+    assert capsys.readouterr().out.count("first five tasks") == 2
+
+
+def test_the_page_for_reviewers_checks_published_verdicts_with_code_of_its_own(follow, monkeypatch, tmp_path, capsys):
+    (tmp_path / "reports").symlink_to(ROOT / "reports")
+    assert follow(DOCS / "reviewing.md").checked > 50
+    assert "measurements of 20" in capsys.readouterr().out
+
+
+def test_the_page_on_the_diffusion_policy_trains_what_it_shows(follow):
+    module = follow(DOCS / "diffusion-policy.md")
+    assert [seed["status"] for seed in module.ended["status"]] == ["complete"] * 3
+    for path in re.findall(r"`(nap_bench/\S+\.py)`", (DOCS / "diffusion-policy.md").read_text()):
+        assert (ROOT / path).is_file(), path
+
+
 def test_the_page_on_methods_makes_a_method_that_works_alone_and_with_nap(follow):
     follow(DOCS / "adding-a-method.md")
     assert torch.equal(trained("clip_weights(limit=None)").flat, trained("baseline").flat)

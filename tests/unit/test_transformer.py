@@ -278,7 +278,9 @@ def test_weight_decay_shrinks_embeddings_as_well_as_weights_and_nothing_else():
 
 # Methods and seeds
 
-STACKS = ["baseline", *sorted(set(METHODS) - {"batch_norm", "implicit_schedule"}), "nap+implicit_schedule"]
+NOT_HERE = {"batch_norm", "hyperspherical", "implicit_schedule", "infer", "plasticity_injection", "weight_norm"}
+"""Methods that a transformer cannot have, or not alone; each says why."""
+STACKS = ["baseline", *sorted(set(METHODS) - NOT_HERE), "nap+implicit_schedule"]
 STACKS += ["nap(scale_offset='none')", "nap+redo(period=2, tau=0.5)+continual_backprop(rate=0.1, maturity=2)"]
 
 
@@ -330,6 +332,10 @@ def test_the_output_layer_alone_can_be_reset():
     ("stack", "reason"),
     [
         ("batch_norm", "show a token of a transformer those that follow it"),
+        ("hyperspherical", "what the units of a transformer's embeddings and stream are"),
+        ("infer", "the output of a transformer reads its residual stream"),
+        ("plasticity_injection", "no head of a transformer has frozen heads"),
+        ("weight_norm", "no layer of a transformer has a learned length"),
         ("nap(norm='batch')", "show a token of a transformer those that follow it"),
         ("layer_reset(layers=2)", "do not follow each other"),
         ("group_norm(groups=3)", "groups=3 does not divide a hidden layer of 20"),
@@ -365,3 +371,11 @@ def test_missing_sizes_inputs_that_are_no_strings_and_strings_that_are_too_long_
         build(spec_of(), Part.of(Adam()), (0,), ((3, 8, 8), 5), "cpu")
     with pytest.raises(ValueError, match="up to 6 tokens; found 7"):
         state_of(spec_of()).forward(tokens(length=7))
+
+
+def test_embeddings_start_as_large_as_they_are_asked_to_and_nothing_else_differs():
+    plain = state_of(spec_of())
+    small = state_of(ModelSpec(family="transformer", size=tuple(sorted({**SIZE, "embedding_std": 0.25}.items()))))
+    for name, parameter in plain.params.items():
+        factor = 0.25 if plain.roles[name] is Role.EMBEDDING else 1.0
+        assert torch.allclose(small.params[name], factor * parameter), name
