@@ -9,11 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nap_bench.benchmarks.base import Images, ImageStream
+from nap_bench.benchmarks.base import Images, ImageStream, outputs
 from nap_bench.rng import generator
-
-IMAGES_AT_ONCE = 1000
-"""Held-out images are looked at in pieces, so that memory stays small."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +98,7 @@ class ClassIncremental(ImageStream):
             weight_SE = self._block_held_out(data, state.seeds, task)
             weight_SE = weight_SE / weight_SE.sum(dim=1, keepdim=True)
             inputs, y_E = data.inputs[self.num_examples :], data.labels[self.num_examples :]
-            parts = inputs.split(IMAGES_AT_ONCE)
-            out_SEK = torch.cat([state.forward(part.expand(len(state.seeds), *part.shape)) for part in parts], dim=1)
+            out_SEK = outputs(state, inputs)
             y_SE = y_E.expand(len(state.seeds), -1)
             found["test_accuracy"] = ((out_SEK.argmax(dim=-1) == y_SE) * weight_SE).sum(dim=1)
             found["test_loss"] = (self.losses(out_SEK, y_SE) * weight_SE).sum(dim=1)

@@ -29,6 +29,11 @@ class RandomLabels(ImageStream):
         "shuffled"  true labels, shuffled among the images, so that class counts stay (Kumar et al. 2023: 1200 images of
                     MNIST or CIFAR-10, batch 16, 30000 updates a task, 50 tasks; their batches leave out the last of
                     each pass, they draw which 1200 images per seed and standardise CIFAR-10 channel by channel)
+    Elsayed & Mahmood 2024, label-permuted EMNIST (47 classes) and CIFAR-10: labels="permuted", one image at a time (`batch_size=1`,
+    `whole_passes=True`), 400 tasks of 2500 updates, pixels="symmetric".
+
+    pixels: "standardised", less the dataset's mean and over its deviation; "unit", from 0 to 1; "symmetric", from -1 to 1.
+    whole_passes: an image comes again only after all others of the task, also where that takes more than 1024 updates.
     probes_per_task: how often within a task the diagnostics are taken, evenly spaced, the last at its end.
     eval_examples: how many of the images evaluation and diagnostics read, the first; None for all.
     jacobian_examples: of how many images the Jacobian norm is taken at a task's end; 0 for not at all.

@@ -1,12 +1,15 @@
 """Every exhibit, one line each."""
 
 from nap_bench.experiments import (
+    ablation_nap_rl,
     ablation_norm,
     ablation_projection,
     ablation_scale_offset,
+    ablation_schedule,
     ablation_schedule_rl,
     arms,
     arms_map,
+    field_comparison,
     fig1_dead_units,
     fig2_norm_growth,
     fig3_twins,
@@ -22,7 +25,9 @@ from nap_bench.experiments import (
     fig12_random_walk_centring,
     interactions,
     rl_sequence,
+    stable_drl,
     streams_kumar,
+    table1_c4,
     table1_images,
     theory_elr_flow,
 )
@@ -46,10 +51,15 @@ EXPERIMENTS = {
     "fig8_statistics": fig8_statistics,
     "interactions": interactions,
     "table1_images": table1_images,
+    "table1_c4": table1_c4,
     "ablation_norm": ablation_norm,
     "ablation_projection": ablation_projection,
     "ablation_scale_offset": ablation_scale_offset,
     "streams_kumar": streams_kumar,
+    "field_comparison": field_comparison,
+    "ablation_schedule": ablation_schedule,
     "rl_sequence": rl_sequence,
+    "stable_drl": stable_drl,
     "ablation_schedule_rl": ablation_schedule_rl,
+    "ablation_nap_rl": ablation_nap_rl,
 }

@@ -173,21 +173,53 @@ def _span(measured: dict) -> str:
     return " ".join(estimate_and_span(*(measured[k] for k in ("estimate", "low", "high")), signed=True))
 
 
+LEFT = {"with NaP": "on NaP", "norm": "on LayerNorm", "projection": "on NaP"}
+"""What changes a method's gain -> the gain that is left after it."""
+
+
+def _measured(method: str, stream: str, scores: Scores) -> tuple[dict[str, dict], dict[str, dict]]:
+    """The judged gains of a method, and the judged changes of them, each with its class."""
+    gained = _judged(gains(method, stream), scores)
+    changed = _judged(parts(method, stream), scores)
+    return gained, {p: {**m, "class": classed(m, gained[LEFT[p]])} for p, m in changed.items()}
+
+
+def _methods(stream: str, scores: Scores) -> tuple[str, ...]:
+    return (*OWN, *(method for method in fig5.MORE_METHODS if scores.has_cell(method, stream)))
+
+
+def matrix(scores: Scores) -> dict:
+    """For the report: every method's class with NaP, on each stream, and which part of NaP does it.
+
+    Rows of a method: (stream, part) -> class, estimate, low and high of the change of its gain, or None.
+    """
+    columns = [(stream, part) for stream in STREAMS for part in LEFT if any(scores.has_cell(a, stream) for a in OWN)]
+    changed = {
+        (method, stream): _measured(method, stream, scores)[1]
+        for stream in dict.fromkeys(stream for stream, _ in columns)
+        for method in _methods(stream, scores)
+    }
+    names = {"with NaP": "with NaP", "norm": "the norm's part", "projection": "the projection's part"}
+    return {
+        "margin": MARGIN,
+        "columns": [(stream.replace("_", " "), names[part]) for stream, part in columns],
+        "rows": [
+            {"method": method, "cells": [changed.get((method, stream), {}).get(part) for stream, part in columns]}
+            for method in dict.fromkeys(method for method, _ in changed)
+        ],
+    }
+
+
 def tables(scores: Scores) -> list[dict]:
     """For the report: per stream and method its three gains, and how NaP, the norm and the projection change them."""
     made = []
     for stream in STREAMS:
         rows = []
-        for method in (*OWN, *(method for method in fig5.MORE_METHODS if scores.has_cell(method, stream))):
-            gained = _judged(gains(method, stream), scores)
-            changed = _judged(parts(method, stream), scores)
-            left = {"with NaP": "on NaP", "norm": "on LayerNorm", "projection": "on NaP"}
+        for method in _methods(stream, scores):
+            gained, changed = _measured(method, stream, scores)
             row = [_words(method)]
             row += [_span(gained[where]) if where in gained else DASH for where in ("alone", "on LayerNorm", "on NaP")]
-            row += [
-                f"{classed(changed[part], gained[where])} {_span(changed[part])}" if part in changed else DASH
-                for part, where in left.items()
-            ]
+            row += [f"{changed[p]['class']} {_span(changed[p])}" if p in changed else DASH for p in LEFT]
             rows.append(row)
         made.append(
             {

@@ -1,0 +1,1 @@
+"""Policy optimisation of a masked-diffusion language model."""
