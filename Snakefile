@@ -32,7 +32,7 @@ rule quick:
 onstart:
     try:
         HELD.append(plan.hold("store", config["store_dir"]))
-        if demand := plan.demand(LINES):
+        if demand := plan.demand(estimate.begin(workflow, config, LINES, Path(ASKED))):
             print(demand, file=sys.stderr)
         if IMAGE:
             apptainer.check(IMAGE, workflow.deployment_settings.apptainer_args, FOLDERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nap-bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function, summary: str, *options: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=summary, description=summary)
+    def command(name: str, function, summary: str, *options: str, of: Any = commands) -> argparse.ArgumentParser:
+        made = of.add_parser(name, help=summary, description=summary)
         made.set_defaults(command=function)
         known: dict[str, dict[str, Any]] = {
             "--scale": dict(choices=plan.SCALES, default="laptop", help="which scale's runs (default: laptop)"),
@@ -59,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     summary = "write config/plan.jsonl from the experiments, or check that it is current; or a plan of your own"
     made = command("plan", _plan, summary, "--plan", "--scale")
     made.add_argument("--check", action="store_true", help="write nothing; exit 1 if the plan would change")
+    made.add_argument("--estimate", action="store_true", help="say what a scale's runs will take, and write nothing")
+    made.add_argument("--results", type=Path, default=Path("results"), help="of --estimate: what is done already")
+    made.add_argument("--device", default="cpu", help="of --estimate: cpu or cuda")
+    made.add_argument("--cores", type=int, help="of --estimate: runs at a time (default: the cores of this machine)")
+    made.add_argument("--experiments", nargs="*", default=[], help="of --estimate: only these exhibits")
     own = made.add_argument_group("your own plan: an exhibit, and stacks of yours beside it")
     own.add_argument("--out", type=Path, help="file to write")
     own.add_argument("--exhibit", help="the exhibit to compare in")
@@ -77,8 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--checkpoint-seconds", type=float, default=30.0, help="seconds between checkpoints")
     made.add_argument(
-        "--pack", action="store_true", help="several runs in one process; a failing one does not lose the others"
+        "--pack",
+        action="store_true",
+        help="several runs in worker processes; one that fails or hangs leaves the others",
     )
+    made.add_argument("--slots", type=int, default=1, help="of a pack: how many runs at a time (default: 1)")
+    made.add_argument("--hang-minutes", type=float, default=60.0, help="of a pack: a run without progress is given up")
+    made.add_argument("--suite", type=Path, help="file with the ids of the runs that progress counts (default: these)")
     made.add_argument("run_ids", nargs="+", metavar="RUN_ID", help="a run of the plan, or the path of its result")
     command(
         "tune",
@@ -105,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         _publish,
         "runs, claims and figures -> MLflow; publishing twice adds nothing",
         *everywhere,
+        "--store",
         "--reports",
         "--tracking-uri",
     )
@@ -120,15 +132,56 @@ def _parser() -> argparse.ArgumentParser:
     made = command("data", _data, "verify a dataset in the data folder, or download it", "--data-dir")
     made.add_argument("dataset")
     made.add_argument("--done", type=Path, help="write this file once the dataset is verified")
+    _store_commands(command, commands)
     looked_at = ("--plan", "--store", "--data-dir", "--tracking-uri", "--images-dir")
     command("doctor", _doctor, "what will work on this machine, and what to do about the rest", *looked_at)
     made = command("list", _list, "what there is, a few lines each", "--plan")
     made.add_argument("kind", metavar="|".join(KINDS))
+    made.add_argument(
+        "--markdown",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="of methods: print a table, or renew the one between FILE's markers",
+    )
     looked_at = ("--plan", "--store", "--results")
+    made = command(
+        "status", _status, "what is done, running, failed and missing, and what to do next", "--scale", *looked_at
+    )
+    made.add_argument("--experiments", nargs="*", default=[], help="only these exhibits")
+    made.add_argument("--why", metavar="RUN_ID", help="why this run would run again, or would not")
+    summary = "renew config/speeds.json, which estimates rest on, from finished runs"
+    made = command("speeds", _speeds, summary, *looked_at, "--device", "--data-dir")
+    made.add_argument(
+        "--try", dest="seconds", type=float, default=0.0, metavar="SECONDS", help="try other kinds so long"
+    )
     made = command("show", _show, "one method, benchmark or exhibit; or a run's spec, state and command", *looked_at)
     made.add_argument("--scale", choices=plan.SCALES, help="the scale of a run's command (default: its first)")
     made.add_argument("name", metavar="NAME_OR_RUN_ID")
     return parser
+
+
+def _store_commands(command, commands) -> None:
+    """nap-bench store export | import | merge | crate."""
+    summary = "share results: into an archive and from one, from another store, or as a crate for archives"
+    of = commands.add_parser("store", help=summary, description=summary).add_subparsers(required=True, metavar="WHAT")
+    here = ("--store", "--results")
+    checkpoints = dict(action="store_true", help="unfinished runs too, with what it takes to go on elsewhere")
+    made = command("export", _export, "runs of the store, with their results, into one archive", *here, "--plan", of=of)
+    made.add_argument("archive", type=Path, metavar="ARCHIVE", help="file to write, e.g. results.tar.gz")
+    made.add_argument("run_ids", nargs="*", metavar="RUN_ID", help="only these (default: all that is there)")
+    made.add_argument("--scale", choices=plan.SCALES, help="only the plan's runs of this scale")
+    made.add_argument("--checkpoints", **checkpoints)
+    made = command("import", _import, "the runs of an archive, all or none; conflicts are refused", *here, of=of)
+    made.add_argument("archive", type=Path, metavar="ARCHIVE")
+    made = command("merge", _merge, "the runs of another store, all or none; conflicts are refused", *here, of=of)
+    made.add_argument("--from-store", type=Path, required=True, help="the other run store")
+    made.add_argument("--from-results", type=Path, required=True, help="its results")
+    made.add_argument("--checkpoints", **checkpoints)
+    summary = "a finished suite as a Workflow Run RO-Crate: one file for Zenodo or WorkflowHub"
+    made = command("crate", _crate, summary, "--scale", "--plan", "--results", "--reports", of=of)
+    made.add_argument("--out", type=Path, help="file to write (default: REPORTS/SCALE/nap_bench.crate.zip)")
+    made.add_argument("--agent", metavar="NAME", help="who ran it (default: the name that git knows)")
 
 
 def _experiment(name: str):
@@ -165,6 +218,8 @@ def _folder(arguments: argparse.Namespace) -> Path:
 def _plan(arguments: argparse.Namespace) -> int:
     from nap_bench.store import write_whole
 
+    if arguments.estimate:
+        return _estimate(arguments)
     if arguments.out or arguments.exhibit or arguments.stacks or arguments.arms:
         return _own_plan(arguments)
     text = plan.make()
@@ -176,6 +231,24 @@ def _plan(arguments: argparse.Namespace) -> int:
         return 1
     write_whole(arguments.plan, text)
     print(f"{arguments.plan}: {text.count(chr(10)) - 1} runs.")
+    return 0
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    import os
+
+    from nap_bench import estimate
+    from nap_bench.jobs import results_in
+
+    lines = plan.select(plan.load(arguments.plan), arguments.scale, arguments.experiments)
+    for line in estimate.table(
+        lines,
+        results_in(arguments.results),
+        scale=arguments.scale,
+        device=arguments.device,
+        num_workers=arguments.cores or len(os.sched_getaffinity(0)),
+    ):
+        print(line)
     return 0
 
 
@@ -202,11 +275,12 @@ def _own_plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from nap_bench import pack
     from nap_bench.jobs import Job, Suite, do
     from nap_bench.store import check_protocol
 
     if len(arguments.run_ids) > 1 and not arguments.pack:
-        raise ValueError(f"{len(arguments.run_ids)} runs in one process: say so with --pack.")
+        raise ValueError(f"{len(arguments.run_ids)} runs in one job: say so with --pack.")
     check_protocol(arguments.results)
     lines = {line["run_id"]: line for line in plan.load(arguments.plan)}
     run_ids = [Path(name).stem if name.endswith(".json") else name for name in arguments.run_ids]
@@ -215,16 +289,20 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 nearest(run_id, lines, "run").split(" Known:")[0] + f" {len(lines)} runs are in {arguments.plan}."
             )
+    told = arguments.suite and arguments.suite.exists()
+    counted = set(json.loads(arguments.suite.read_text()) if told else run_ids)
     at = dict(store=arguments.store, results=arguments.results)
-    suite = Suite([line for line in lines.values() if arguments.scale in line["uses"]], arguments.scale, **at)
-    jobs = [Job(lines[run_id], **at) for run_id in run_ids]
-    return do(
-        jobs,
+    suite = Suite([line for line in lines.values() if line["run_id"] in counted], arguments.scale, **at)
+    how = dict(
         data_dir=arguments.data_dir,
         device=arguments.device,
         suite=suite,
         checkpoint_seconds=arguments.checkpoint_seconds,
     )
+    jobs = [Job(lines[run_id], **at) for run_id in run_ids]
+    if arguments.pack:
+        return pack.do(jobs, slots=arguments.slots, hang_seconds=60 * arguments.hang_minutes, **how)
+    return do(jobs, **how)
 
 
 def _tune(arguments: argparse.Namespace) -> int:
@@ -297,6 +375,7 @@ def _figure(arguments: argparse.Namespace) -> int:
         folder / "figures" / f"{arguments.exhibit}.svg",
         folder / "figures" / f"{arguments.exhibit}.png",
         added=plan.added(plan.load(arguments.plan)),
+        path_pdf=folder / "figures" / f"{arguments.exhibit}.pdf",
     )
     return 0
 
@@ -309,7 +388,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     folder = arguments.reports / arguments.scale
     if not arguments.partial:
-        html = _page(arguments)
+        html = _page(arguments, folder)
         (folder / "partial.html").unlink(missing_ok=True)
     else:
         lines = plan.select(plan.load(arguments.plan), arguments.scale, arguments.experiments)
@@ -330,11 +409,15 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _page(arguments: argparse.Namespace) -> str:
-    """The page's text, from scores, claims and figures as they are."""
+def _page(arguments: argparse.Namespace, beside: Path | None = None) -> str:
+    """The page's text, from scores, claims and figures as they are.
+
+    beside: the folder of the page, where the files that it offers are written; it offers none without.
+    """
+    from nap_bench.experiments import EXPERIMENTS
     from nap_bench.experiments.base import tuned_section
     from nap_bench.jobs import failures
-    from nap_bench.report import claims, page, scores
+    from nap_bench.report import claims, files, page, scores
 
     lines, folder = plan.load(arguments.plan), _folder(arguments)
     exhibits = plan.exhibits(lines, arguments.scale, arguments.experiments)
@@ -346,18 +429,25 @@ def _page(arguments: argparse.Namespace) -> str:
         paths = {name: folder / kind / f"{name}.{suffix}" for name in exhibits}
         return {name: read(path) for name, path in paths.items() if path.exists()}
 
-    return page.compile(
+    table = existing("scores", "csv", scores.read)
+    figures = existing("figures", "svg", lambda path: path.read_text())
+    report = page.collect(
         arguments.scale,
         modules,
         existing("claims", "json", claims.read),
-        existing("scores", "csv", scores.read),
-        existing("figures", "svg", lambda path: path.read_text()),
+        table,
         list(results.values()),
         {name: _places(lines, arguments.scale, name) for name in exhibits},
         failures([line for line in lines if line["run_id"] in set(run_ids) - set(results)], arguments.store),
         tuned_section(arguments.scale),
         plan.added(lines),
+        EXPERIMENTS,
+        {name: [scale for scale in plan.SCALES if name in plan.exhibits(lines, scale)] for name in EXPERIMENTS},
     )
+    if beside is None:
+        return page.render(report, figures)
+    files.write(beside, report, table, folder / "figures")
+    return page.render(report, figures, files.listed(figures, beside))
 
 
 def _publish(arguments: argparse.Namespace) -> int:
@@ -391,6 +481,7 @@ def _exhibit_files(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def _publish_exhibits(arguments: argparse.Namespace, lines: list[dict], exhibits: dict[str, list[str]]) -> None:
+    from nap_bench.jobs import failures
     from nap_bench.tracking.publish import Exhibit, publish
 
     uses: dict[str, list[tuple[str, str, str]]] = {}
@@ -407,6 +498,10 @@ def _publish_exhibits(arguments: argparse.Namespace, lines: list[dict], exhibits
         described,
         scale=arguments.scale,
         report=arguments.reports / arguments.scale / "index.html",
+        failures=[
+            (failure, uses[failure["run_id"]])
+            for failure in failures([line for line in lines if line["run_id"] in uses.keys() - results.keys()], arguments.store)
+        ],
         tracking_uri=arguments.tracking_uri,
     )
     print(f"Published: {summary}", file=sys.stderr)
@@ -481,6 +576,57 @@ def _data(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from nap_bench import sharing
+
+    run_ids = arguments.run_ids
+    if arguments.scale:
+        if run_ids:
+            raise ValueError("Give ids of runs or --scale, not both.")
+        place = sharing.Place(arguments.store, arguments.results)
+        planned = plan.select(plan.load(arguments.plan), arguments.scale)
+        run_ids = sharing.present([line["run_id"] for line in planned], place)
+    account = sharing.export(
+        arguments.archive, run_ids, sharing.Place(arguments.store, arguments.results), checkpoints=arguments.checkpoints
+    )
+    print(f"{arguments.archive}: {account} ({arguments.archive.stat().st_size / 1e6:.1f} MB).{account.left()}")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from nap_bench import sharing
+
+    account = sharing.import_(arguments.archive, sharing.Place(arguments.store, arguments.results))
+    print(f"Imported {account}.{account.left()} The report follows with: snakemake")
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from nap_bench import sharing
+
+    other = sharing.Place(arguments.from_store, arguments.from_results)
+    place = sharing.Place(arguments.store, arguments.results)
+    account = sharing.merge(other, place, checkpoints=arguments.checkpoints)
+    print(f"Merged {account}.{account.left()} The report follows with: snakemake")
+    return 0
+
+
+def _crate(arguments: argparse.Namespace) -> int:
+    from nap_bench import crate
+
+    path = crate.write(
+        arguments.out or arguments.reports / arguments.scale / "nap_bench.crate.zip",
+        plan.select(plan.load(arguments.plan), arguments.scale),
+        scale=arguments.scale,
+        plan_path=arguments.plan,
+        results=arguments.results,
+        reports=arguments.reports,
+        agent=arguments.agent or crate.agent_of_git(),
+    )
+    print(f"Crate: {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from nap_bench.doctor import examine
 
@@ -495,10 +641,51 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from nap_bench.catalogue import listed
+    from nap_bench.catalogue import listed, methods_table, with_methods
+    from nap_bench.store import write_whole
 
+    if arguments.markdown is not None:
+        if arguments.kind != "methods":
+            raise ValueError(f"Methods alone have a table in Markdown; found {arguments.kind!r}.")
+        if arguments.markdown:
+            page = Path(arguments.markdown)
+            write_whole(page, with_methods(page.read_text()))
+        else:
+            print(methods_table(), end="")
+        return 0
     for line in listed(arguments.kind, arguments.plan):
         print(line)
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from nap_bench import status
+
+    lines = plan.load(arguments.plan)
+    places = dict(plan_path=arguments.plan, store=arguments.store, results=arguments.results)
+    if arguments.why:
+        said = status.why(arguments.why, lines, **places)
+    else:
+        said = status.told(lines, arguments.scale, arguments.experiments, **places)
+    for line in said:
+        print(line)
+    return 0
+
+
+def _speeds(arguments: argparse.Namespace) -> int:
+    from nap_bench import estimate, speeds
+
+    lines = [line for line in plan.load(arguments.plan) if set(line["uses"]) & set(plan.SCALES)]
+    speeds.renew(
+        estimate.SPEEDS,
+        lines,
+        store=arguments.store,
+        results=arguments.results,
+        seconds=arguments.seconds,
+        data_dir=arguments.data_dir,
+        device=arguments.device,
+    )
+    print(f"{estimate.SPEEDS} is renewed.")
     return 0
 
 

@@ -29,7 +29,7 @@ CLASSES: dict[str, dict[str, int]] = {
     "atari": {"mem_mb": 24000, "runtime": 1440},
     "lm": {"mem_mb": 32000, "runtime": 1440},
 }
-"""Resource class of a plan's line -> memory and minutes. One core each, and one GPU where the device is cuda."""
+"""Resource class of a plan's line -> memory of a run, and minutes. A core a run, and one GPU a job where the device is cuda."""
 
 OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -38,12 +38,13 @@ OVER = {
 """States of a job that will not run again, unless it was requeued, which the controller knows."""
 
 
-def resources(kind: str, device: str) -> dict[str, Any]:
-    """What a job of a resource class asks for."""
+def resources(kind: str, device: str, num_slots: int = 1) -> dict[str, Any]:
+    """What a job of a resource class asks for, with so many runs at a time."""
     if kind not in CLASSES:
         raise ValueError(f"The plan names resource class {kind!r}. Known: {', '.join(sorted(CLASSES))}.")
     gpus = {"gpu": 1} if device.startswith("cuda") else {}
-    return {**CLASSES[kind], **gpus, "slurm_extra": EXTRA}
+    asked = {**CLASSES[kind], "mem_mb": num_slots * CLASSES[kind]["mem_mb"]}
+    return {**asked, **gpus, "slurm_extra": EXTRA}
 
 
 def prepare(workflow: Any, config: Mapping[str, Any]) -> None:
@@ -60,8 +61,11 @@ def prepare(workflow: Any, config: Mapping[str, Any]) -> None:
             asked.setdefault(repr(sorted((k, v) for k, v in found.items() if k in REQUESTED)), found)
     if problems := check(list(asked.values()), config["checkpoint_seconds"]):
         raise ValueError("\n".join(problems))
+    folder = Path(".snakemake") / "slurm_guard"
+    if said := clear(folder):
+        print(said, file=sys.stderr)
     workflow.executor_settings.status_command = "sacct"  # which is the guard
-    os.environ["PATH"] = f"{install(Path('.snakemake') / 'slurm_guard')}{os.pathsep}{os.environ['PATH']}"
+    os.environ["PATH"] = f"{install(folder)}{os.pathsep}{os.environ['PATH']}"
 
 
 # What is refused
@@ -191,6 +195,30 @@ def _refused_by_slurm(request: Mapping[str, Any], account: str, partition: str) 
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no reason given"])[-1].removeprefix("allocation failure: ")
+
+
+def clear(folder: Path) -> str:
+    """Cancel what an earlier invocation, killed, left waiting in the queue: this one submits it anew. Returns what to say of it.
+
+    What runs goes on, and new jobs wait for it. folder: of the guard, where each invocation left the ids of its jobs.
+    """
+    kept = {path.name: {job.name for job in path.iterdir()} for path in folder.glob("*") if path.name != "bin"}
+    queue = _states("squeue", "--noheader", "--format=%i|%T", "--name", ",".join(kept)) if kept else {}
+    if queue is None:
+        return ""
+    for name, job_ids in kept.items():
+        if not job_ids & set(queue):
+            shutil.rmtree(folder / name)
+    ours = {job_id: state for job_id, state in queue.items() if any(job_id in job_ids for job_ids in kept.values())}
+    waiting = [job_id for job_id, state in ours.items() if state == "PENDING"]
+    if waiting:
+        _ask("scancel", "--state=PENDING", *waiting)
+    if not ours:
+        return ""
+    return (
+        f"SLURM: of an earlier invocation, {len(waiting)} jobs were waiting and were cancelled, to be submitted anew; "
+        f"{len(ours) - len(waiting)} are running and go on, and new jobs wait for them."
+    )
 
 
 # The guard

@@ -29,8 +29,14 @@ rule figure:
     input:
         f"{RESULTS}/{SCALE}/scores/{{exhibit}}.csv",
     output:
-        f"{RESULTS}/{SCALE}/figures/{{exhibit}}.svg",
+        report(
+            f"{RESULTS}/{SCALE}/figures/{{exhibit}}.svg",
+            caption="report/figure.rst",
+            category="Figures",
+            labels={"exhibit": "{exhibit}", "scale": SCALE},
+        ),
         f"{RESULTS}/{SCALE}/figures/{{exhibit}}.png",
+        f"{RESULTS}/{SCALE}/figures/{{exhibit}}.pdf",
     log:
         f"logs/{SCALE}/figure/{{exhibit}}.log",
     params:

@@ -1,4 +1,4 @@
-# What every rule refers to. Three modules are loaded by path: neither torch nor the package is imported here.
+# What every rule refers to. Four modules are loaded by path: neither torch nor the package is imported here.
 import importlib.util
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def load(name):
     return loaded
 
 
-plan, cluster, apptainer = load("plan"), load("cluster"), load("apptainer")
+plan, estimate, cluster, apptainer = map(load, ("plan", "estimate", "cluster", "apptainer"))
 IMAGE, INSIDE = None, []  # the image that jobs run in, if any, and the command that runs another in it
 
 try:
@@ -27,7 +27,8 @@ try:
         config["plan"] = str(ROOT / config["plan"])
     ALL_LINES = plan.load(config["plan"], ROOT)
     LINES = plan.select(ALL_LINES, SCALE, config["experiments"], config["methods"])
-    CLASSES = {line["resources"]: cluster.resources(line["resources"], config["device"]) for line in LINES}
+    KINDS, SLOTS = {line["resources"] for line in LINES}, config["pack_slots"]
+    CLASSES = {kind: cluster.resources(kind, config["device"], SLOTS) for kind in KINDS}
     if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
         IMAGE = apptainer.recorded(ROOT, apptainer.flavour_of(config["device"]), config["images_dir"])
         INSIDE = apptainer.inside(IMAGE, workflow.deployment_settings.apptainer_args)
@@ -48,6 +49,7 @@ QUICK_REPORT = f"{config['reports_dir']}/quick/{SCALE}/index.html"
 FOLDERS = [ROOT, *(config[f"{kind}_dir"] for kind in ("store", "results", "reports"))]
 FOLDERS += [config["data_dir"]] if DATASETS else []  # what jobs read and write
 HELD = []
+ASKED = f"{config['store_dir']}/.asked.json"  # the runs that this invocation wants, for progress to count
 
 
 def result(run_id):

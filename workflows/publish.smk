@@ -10,6 +10,6 @@ rule publish:
         f"logs/{SCALE}/publish.log",
     params:
         at=AT,
-        how=["--reports", config["reports_dir"], "--tracking-uri", config["tracking_uri"], *ONLY],
+        how=[*STORE, "--reports", config["reports_dir"], "--tracking-uri", config["tracking_uri"], *ONLY],
     shell:
         "nap-bench publish {params.at:q} {params.how:q} --done {output:q} 2> >(tee {log:q} >&2)"

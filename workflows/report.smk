@@ -1,11 +1,12 @@
-# One self-contained page per scale.
+# One self-contained page per scale, with the same as Markdown and files of every table and figure beside it.
 rule report:
     input:
         of_exhibit("scores", "csv"),
         of_exhibit("claims", "json"),
         of_exhibit("figures", "svg"),
     output:
-        REPORT,
+        report(REPORT, caption="report/page.rst", category="Report", labels={"page": "Verdicts", "scale": SCALE}),
+        f"{config['reports_dir']}/{SCALE}/comparison.md",
     log:
         f"logs/{SCALE}/report.log",
     params:
