@@ -30,12 +30,12 @@ different level and spread 0.903 was seen: there the interquartile mean sits on 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import comb, stdtrit
+from scipy.special import comb, stdtr, stdtrit
 
 CONFIDENCE = 0.95
 
@@ -128,11 +128,21 @@ def stratified_bootstrap(
     return _t_interval(statistic(scores_ST), standard_error, degrees, num_seeds, confidence, "stratified bootstrap t")
 
 
-POOLS = {"iqm": pooled_iqm, "mean": pooled_mean}
+def pooled_median(scores_ST: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median over tasks of their means over seeds, as rliable has it: [..., S, T] -> [...]."""
+    return np.median(scores_ST.mean(axis=-2), axis=-1)
+
+
+def optimality_gap(scores_ST: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much scores fall short of 1, on average; above 1 nothing is gained: [..., S, T] -> [...]. Lower is better."""
+    return 1.0 - np.minimum(scores_ST, 1.0).mean(axis=(-2, -1))
+
+
+POOLS = {"iqm": pooled_iqm, "mean": pooled_mean, "median": pooled_median, "optimality gap": optimality_gap}
 
 
 def pooled_interval(scores_ST: ArrayLike, pool: str, confidence: float = CONFIDENCE) -> Interval:
-    """Interquartile mean or mean (a key of POOLS) over seeds and tasks, with its interval by `stratified_bootstrap`.
+    """An aggregate (a key of POOLS) over seeds and tasks, with its interval by `stratified_bootstrap`.
 
     The draws are the same at every call. The limits of a single seed are NaN.
     """
@@ -153,6 +163,91 @@ def pooled_difference(a_ST: ArrayLike, b_ST: ArrayLike, pool: str, confidence: f
     if len(both_ST) == 1:
         return _t_interval(difference(both_ST), np.nan, 1, 1, confidence, "one seed")
     return stratified_bootstrap(both_ST, difference, np.random.default_rng(0), confidence=confidence)
+
+
+def stratified_mean(scores_ST: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:
+    """Mean over seeds and tasks, its standard error and degrees of freedom: [..., S, T] -> [...] each, S >= 2.
+
+    What `stratified_bootstrap` of the mean tends to with many resamples, so that nothing has to be drawn.
+    """
+    scores_ST = np.asarray(scores_ST, dtype=np.float64)
+    num_seeds, num_tasks = scores_ST.shape[-2:]
+    variances_T = scores_ST.var(axis=-2, ddof=1) / num_seeds
+    return (
+        scores_ST.mean(axis=(-2, -1)),
+        np.sqrt(variances_T.sum(axis=-1)) / num_tasks,
+        _satterthwaite(variances_T, num_seeds - 1),
+    )
+
+
+def performance_profile(
+    scores_ST: ArrayLike, thresholds_X: ArrayLike, confidence: float = CONFIDENCE
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Share of seeds and tasks above each threshold, with the limits of its interval at each (Agarwal et al. 2021).
+
+    Stratified by task, limits within [0, 1]; those of a single seed are NaN.
+    """
+    above_XST = np.asarray(scores_ST, dtype=np.float64) > np.asarray(thresholds_X)[:, None, None]
+    share_X = above_XST.mean(axis=(-2, -1))
+    if above_XST.shape[1] < 2:
+        return share_X, np.full_like(share_X, np.nan), np.full_like(share_X, np.nan)
+    _, error_X, degrees_X = stratified_mean(above_XST)
+    half_X = stdtrit(degrees_X, (1 + confidence) / 2) * error_X
+    return share_X, np.clip(share_X - half_X, 0.0, 1.0), np.clip(share_X + half_X, 0.0, 1.0)
+
+
+def probability_of_improvement(a_ST: ArrayLike, b_ST: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+    """Mean over tasks of the probability that a run of a beats one of b there, ties counting half (Agarwal et al. 2021).
+
+    The standard error is that of the Mann-Whitney statistic of each task by its two samples' placements (DeLong et al.
+    1988), so nothing is drawn; seeds are not paired. Where a beats b always the interval is a point. Limits lie in [0, 1].
+    """
+    a_ST, b_ST = np.asarray(a_ST, dtype=np.float64), np.asarray(b_ST, dtype=np.float64)
+    num_seeds, num_tasks = len(a_ST), a_ST.shape[1]
+    wins_SST = (a_ST[:, None] > b_ST[None]) + 0.5 * (a_ST[:, None] == b_ST[None])
+    estimate = wins_SST.mean()
+    if min(num_seeds, len(b_ST)) < 2:
+        return _t_interval(estimate, np.nan, 1, num_seeds, confidence, "one seed")
+    variances_T = np.concatenate(
+        [wins_SST.mean(axis=1).var(axis=0, ddof=1) / num_seeds, wins_SST.mean(axis=0).var(axis=0, ddof=1) / len(b_ST)]
+    )
+    degrees = _satterthwaite(variances_T, min(num_seeds, len(b_ST)) - 1)
+    error = np.sqrt(variances_T.sum()) / num_tasks
+    found = _t_interval(estimate, error, degrees, num_seeds, confidence, "Mann-Whitney, stratified by task")
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+
+def paired_tasks(a_ST: ArrayLike, b_ST: ArrayLike, confidence: float = CONFIDENCE) -> tuple[Interval, float]:
+    """Mean of a - b over tasks and seeds that are paired within a task, with its interval and two-sided p-value (Student's t).
+
+    A difference that is the same for every seed has p 0, or 1 where it is zero. One seed: NaN.
+    """
+    differences_ST = np.asarray(a_ST, dtype=np.float64) - np.asarray(b_ST, dtype=np.float64)
+    num_seeds = len(differences_ST)
+    if num_seeds < 2:
+        return _t_interval(differences_ST.mean(), np.nan, 1, num_seeds, confidence, "one seed"), np.nan
+    estimate, error, degrees = stratified_mean(differences_ST)
+    found = _t_interval(estimate, error, degrees, num_seeds, confidence, "paired t, stratified by task")
+    if error == 0:
+        return found, 1.0 if estimate == 0 else 0.0
+    return found, float(2 * stdtr(degrees, -abs(estimate) / error))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """P-values adjusted for their number (Holm 1979): below alpha, the chance of any false one is below alpha."""
+    p_values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.maximum.accumulate((p_values.size - np.arange(p_values.size)) * p_values[order])
+    found = np.empty_like(p_values)
+    found[order] = np.minimum(adjusted, 1.0)
+    return found
+
+
+def _satterthwaite(variances_T: NDArray[np.float64], degrees: int) -> NDArray[np.float64]:
+    """Degrees of freedom of a sum of independent variances [..., T], each estimated with `degrees`."""
+    largest = variances_T.max(axis=-1, keepdims=True)
+    shares_T = np.where(largest > 0, variances_T / np.where(largest > 0, largest, 1.0), 1.0)
+    return degrees * shares_T.sum(axis=-1) ** 2 / (shares_T**2).sum(axis=-1)
 
 
 def spread(values_KS: NDArray[np.float64]) -> NDArray[np.float64]:

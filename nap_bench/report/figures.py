@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -34,7 +35,15 @@ RIGHT = {"curve": 0.12, "curves": 0.12, "interval": 0.95, "map": 0.95, "pooled":
 OF_MANY = ("curves", "pooled", "profile")
 """Kinds of panel that read many settings, and are left out where there is no result of any."""
 PROFILE_POINTS = 41
+STAMPS = {
+    ".svg": ("Date", "Creator", "Format", "Type"),
+    ".png": ("Software",),
+    ".pdf": ("CreationDate", "Creator", "Producer"),
+}
+"""What a file would say of its making, which would differ from call to call or from version to version."""
 INK, MUTED, FRAME = "#1b1f24", "#667085", "#98a2b3"
+ON_LIGHT, ON_DARK = "#101418", "#fefefe"
+"""Text on a shade of a map, which stays as it is where a page is dark."""
 STYLE = {
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
@@ -135,6 +144,11 @@ LOOKS: dict[str, Look] = {
     "layer_reset": Look("layer reset", "#a6611a", (0, (6, 1.5, 1, 1.5)), "D"),
     "full_reset": Look("full reset", "#c2185b", (0, (1, 1.5)), "d"),
     "optimizer_reset": Look("optimizer reset", "#00838f", (0, (8, 2)), "h"),
+    "conditional": Look("conditional", "#d55e00", (0, (4, 2)), "X"),
+    "unconditional": Look("unconditional", "#0072b2", "-", "^"),
+    "self_normalised": Look("self-normalised", "#7b3294", (0, (3, 1, 1, 1)), "P"),
+    "stable": Look("StableDRL", "#1b7837", "-", "s"),
+    "gradient_scaling": Look("gradient scaling", "#a6611a", (0, (2, 1)), "h"),
 }
 WITH = {"nap": "NaP", "layer_norm": "LN", "projection": "projection"}
 """What a method is combined with: an arm `l2+nap` looks like `l2` and is called by both."""
@@ -196,11 +210,14 @@ def draw(
     path_svg: Path,
     path_png: Path,
     added: Mapping[str, str] | None = None,
+    path_pdf: Path | None = None,
 ) -> None:
-    """Draw an exhibit's panels into one SVG and one PNG; the same scores give the same bytes.
+    """Draw an exhibit's panels into one SVG and one PNG (and one PDF); the same scores give the same bytes.
 
     added: arms that a user's own plan adds -> the arm each is made of; they stand in every panel that names this one.
-    Text is drawn as paths of a font that comes with matplotlib, so it looks the same offline and without that font.
+    Text is drawn as paths of a font that comes with matplotlib, so it looks the same offline and without that font. In the
+    SVG, what belongs to an arm has an id `panel-K.ARM.seed-N`, `.line`, `.band`, `.seeds`, `.bar` or `.mark`, and a title
+    that says what it is: pages show it at the pointer.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -212,8 +229,8 @@ def draw(
         matplotlib.rcdefaults()  # a user's own matplotlibrc must not change the bytes
         matplotlib.rcParams.update(STYLE | {"svg.hashsalt": exhibit})
         lines = ("curve", "curves", "profile")
-        arms = _told_apart(ordered(arm for panel in panels if panel.kind in lines for arm in _arms(panel, scores)))
-        legend = 0.24 * math.ceil(len(arms) / MAX_LEGEND_COLUMNS) + 0.14 if arms else 0.0
+        arms = told_apart(ordered(arm for panel in panels if panel.kind in lines for arm in _arms(panel, scores)))
+        legend = legend_height(len(arms))
         rows = _rows(panels)
         heights = [_height(row, scores) for row in rows]
         top = sum(heights) + legend
@@ -240,10 +257,28 @@ def draw(
             limits = [ax.get_ylim() for ax in same if ax.has_data()]
             for ax in same if limits else []:
                 ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-        for path, stamps in ((path_svg, ("Date", "Creator", "Format", "Type")), (path_png, ("Software",))):
+        titles = {artist.get_gid(): artist.get_label() for artist in figure.findobj(lambda a: a.get_gid() is not None)}
+        for path in (path_svg, path_png, *((path_pdf,) if path_pdf else ())):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=path.suffix[1:], metadata=dict.fromkeys(stamps), dpi=160)
-            write_whole(path, buffer.getvalue())
+            figure.savefig(buffer, format=path.suffix[1:], metadata=dict.fromkeys(STAMPS[path.suffix]), dpi=160)
+            is_svg = path.suffix == ".svg"
+            write_whole(path, titled(buffer.getvalue().decode(), titles) if is_svg else buffer.getvalue())
+
+
+def titled(svg: str, titles: Mapping[str, Any]) -> str:
+    """The SVG with a title in each group that has one: what a pointer or a screen reader is told."""
+    from xml.sax.saxutils import escape
+
+    def put(found: re.Match) -> str:
+        text = str(titles.get(found[1], "_"))
+        return found[0] if not text or text.startswith("_") else f"{found[0]}<title>{escape(text)}</title>"
+
+    return re.sub(r'<g id="([^"]+)">', put, svg)
+
+
+def legend_height(num_arms: int) -> float:
+    """Inches that the legend takes at the top of a figure."""
+    return 0.24 * math.ceil(num_arms / MAX_LEGEND_COLUMNS) + 0.14 if num_arms else 0.0
 
 
 def _axes(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
@@ -326,7 +361,7 @@ def _arms(panel: Panel, scores: Scores) -> list[str]:
     return [arm for arm in arms if any(scores.has(panel.measure, arm, setting) for setting in settings)]
 
 
-def _told_apart(arms: list[str]) -> list[str]:
+def told_apart(arms: list[str]) -> list[str]:
     """The arms without the combinations, like `l2+nap`, whose method is among them: these look alike; titles say which."""
     return [arm for arm in arms if arm.rpartition("+")[0] not in arms or arm.rpartition("+")[2] not in WITH]
 
@@ -381,8 +416,9 @@ def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
         dead_S = ~np.isfinite(values_TS[-1])
         for seed, values_T, dead in zip(seeds_S, values_TS.T, dead_S, strict=True):
             gid = f"{ax.get_gid()}.{arm}.seed-{seed}"
+            told = dict(gid=gid, label=f"{style.label}, seed {seed}")
             if len(seeds_S) <= MAX_SEEDS_DRAWN:
-                ax.plot(x_T, values_T, color=style.color, alpha=0.28, linewidth=0.6, zorder=2, gid=gid)
+                ax.plot(x_T, values_T, color=style.color, alpha=0.28, linewidth=0.6, zorder=2, **told)
             alive_T = np.flatnonzero(np.isfinite(values_T))
             if dead and len(alive_T):
                 x, y = x_T[alive_T[-1]], values_T[alive_T[-1]]
@@ -391,9 +427,11 @@ def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
         xs, means = [x for x, _ in kept], [mean for _, mean in kept]
         every = max(1, len(xs) // 7)
         mark = (order * every // len(arms), every)
-        _line(ax, xs, [mean.estimate for mean in means], style, markevery=mark, zorder=5 - 0.1 * order)
+        told = _told(ax, arm, "line", f"{style.label}, mean{_ends(means)}")
+        _line(ax, xs, [mean.estimate for mean in means], style, markevery=mark, zorder=5 - 0.1 * order, **told)
         low, high = [mean.low for mean in means], [mean.high for mean in means]
-        ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
+        told = _told(ax, arm, "band", f"{style.label}, 95 % interval of the mean")
+        ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5, **told)
     points = sorted({x for arm in arms for x in scores.curve(panel.measure, arm, panel.setting)[0].tolist()})
     if panel.logx and len(points) <= MAX_TICKS:  # what was tried, rather than powers of ten
         ax.set_xticks(points, [f"{x:g}" for x in points])
@@ -401,6 +439,20 @@ def _curve(ax: Any, panel: Panel, scores: Scores) -> None:
     _reference(ax, panel)
     if diverged := _diverged((panel,), scores):
         ax.set_xlabel(f"{ax.get_xlabel()}\n\u00d7 diverged: {', '.join(diverged)}".strip())
+
+
+def _told(ax: Any, arm: str, what: str, label: str) -> dict[str, str]:
+    return dict(gid=f"{ax.get_gid()}.{arm}.{what}", label=label)
+
+
+def _ends(means: list[Interval]) -> str:
+    """The last value of a curve in words."""
+    return f"; at the end {_value(means[-1])}, n = {means[-1].n}" if means else ""
+
+
+def _value(found: Interval) -> str:
+    span = "" if math.isnan(found.low) else f" [{found.low:.3g}, {found.high:.3g}]"
+    return f"{found.estimate:.3g}{span}".replace("-", "\u2212")
 
 
 def _interval(ax: Any, panel: Panel, scores: Scores) -> None:
@@ -413,11 +465,10 @@ def _interval(ax: Any, panel: Panel, scores: Scores) -> None:
         values, style = scores.values(panel.measure, arm, panel.setting), look(arm)
         finite = [value for value in values.values() if math.isfinite(value)]
         dots = dict(color=style.color, alpha=0.5, markersize=3.4, markeredgewidth=0)
-        ax.plot(finite, [row + 0.2] * len(finite), "o", **dots, gid=f"{ax.get_gid()}.{arm}.seeds")
+        ax.plot(finite, [row + 0.2] * len(finite), "o", **dots, **_told(ax, arm, "seeds", f"{style.label}, each seed"))
         mean = middle(finite)
         if mean is not None:
-            ax.plot([mean.low, mean.high], [row - 0.1] * 2, color=style.color, linewidth=2.2)
-            ax.plot(mean.estimate, row - 0.1, style.marker, color=style.color, markersize=6.5, markeredgecolor="white")
+            _span(ax, row - 0.1, mean, style, arm, f"{style.label}: {_value(mean)}, n = {mean.n}")
         lost = f", {len(values) - len(finite)} diverged" if len(values) > len(finite) else ""
         _note(ax, f"n={len(finite)}{lost}", (1, row), (3, 0), ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(arms)), [look(arm).label for arm in arms], color=INK)
@@ -425,6 +476,13 @@ def _interval(ax: Any, panel: Panel, scores: Scores) -> None:
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     _reference(ax, panel)
+
+
+def _span(ax: Any, y: float, found: Interval, style: Look, arm: str, text: str) -> None:
+    """An estimate and its interval, lying."""
+    ax.plot([found.low, found.high], [y] * 2, color=style.color, linewidth=2.2, **_told(ax, arm, "bar", text))
+    how = dict(color=style.color, markersize=6.5, markeredgecolor="white")
+    ax.plot(found.estimate, y, style.marker, **how, **_told(ax, arm, "mark", text))
 
 
 def _pool(panel: Panel, arm: str, scores: Scores) -> tuple[Any, int]:
@@ -449,8 +507,7 @@ def _pooled(ax: Any, panel: Panel, scores: Scores) -> None:
         values_ST, num_lost = _pool(panel, arm, scores)
         if len(values_ST):
             found, style = stats.pooled_interval(values_ST, panel.pool), look(arm)
-            ax.plot([found.low, found.high], [row] * 2, color=style.color, linewidth=2.2)
-            ax.plot(found.estimate, row, style.marker, color=style.color, markersize=6.5, markeredgecolor="white")
+            _span(ax, row, found, style, arm, f"{style.label}, {panel.pool}: {_value(found)}")
         lost = f", {num_lost} diverged" if num_lost else ""
         note = f"{len(panel.settings)} x n={len(values_ST)}{lost}"
         _note(ax, note, (1, row), (3, 0), ax.get_yaxis_transform(), va="center")
@@ -477,9 +534,11 @@ def _profile(ax: Any, panel: Panel, scores: Scores) -> None:
             continue
         style = look(arm)
         found = [stats.pooled_interval(values_ST > x, "mean") for x in xs]
-        _line(ax, xs, [share.estimate for share in found], style, markevery=(order * 6 // len(arms), 6))
+        told = _told(ax, arm, "line", f"{style.label}, share above")
+        _line(ax, xs, [share.estimate for share in found], style, markevery=(order * 6 // len(arms), 6), **told)
         low, high = np.clip([[share.low, share.high] for share in found], 0.0, 1.0).T
-        ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5)
+        told = _told(ax, arm, "band", f"{style.label}, 95 % interval")
+        ax.fill_between(xs, low, high, color=style.color, alpha=0.16, linewidth=0, zorder=1.5, **told)
     ax.set_ylim(0.0, 1.0)
 
 
@@ -552,7 +611,7 @@ def _map(figure: Any, top: float, height: float, panel: Panel, scores: Scores) -
             text = f"{mean.estimate:+.2f}".replace("-", "\u2212") if mean is not None else "\u2013"
             text += (" \u2022" if sure else "") + (f"\n{lost} diverged" if lost else "")
             is_dark = 0.3 * face[0] + 0.59 * face[1] + 0.11 * face[2] < 0.5
-            how = dict(color="white" if is_dark else INK, fontweight="bold" if sure else "normal")
+            how = dict(color=ON_DARK if is_dark else ON_LIGHT, fontweight="bold" if sure else "normal")
             ax.text(x, y, text, ha="center", va="center", fontsize=7 if lost else 8.5, **how)
         ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
         ax.set_xticks(range(len(columns)), columns)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,21 +38,28 @@ class Score(NamedTuple):
 class Scores:
     """A table of scores, asked by measure, arm and setting. Nothing it returns shares memory with it."""
 
-    def __init__(self, rows: Iterable[Score], source: str = "these scores"):
+    def __init__(self, rows: Iterable[Score | tuple], source: str = "these scores"):
         self.source = source
         self._values: dict[tuple[str, str, str], dict[float | None, dict[int, float]]] = {}
-        for row in rows:
-            by_x = self._values.setdefault((row.measure, row.arm, row.setting), {})
-            by_seed = by_x.setdefault(row.x, {})
-            if row.seed in by_seed:
+        for arm, setting, measure, x, seed, value in rows:
+            by_x = self._values.setdefault((measure, arm, setting), {})
+            by_seed = by_x.setdefault(x, {})
+            if seed in by_seed:
                 raise ValueError(
-                    f"{source} give two values for arm {row.arm!r}, setting {row.setting!r}, measure {row.measure!r}, "
-                    f"x {row.x}, seed {row.seed}."
+                    f"{source} give two values for arm {arm!r}, setting {setting!r}, measure {measure!r}, x {x}, seed {seed}."
                 )
-            by_seed[row.seed] = row.value
+            by_seed[seed] = value
         for key, by_x in self._values.items():
             if None in by_x and len(by_x) > 1:
                 raise ValueError(f"{source}: {_named(*key)} is a scalar (x empty) in some rows and a curve in others.")
+
+    def rows(self) -> Iterator[Score]:
+        """Every score, in order of arm, setting, measure, x and seed."""
+        for measure, arm, setting in sorted(self._values, key=lambda key: (key[1], key[2], key[0])):
+            by_x = self._values[measure, arm, setting]
+            for x in sorted(by_x) if len(by_x) > 1 else by_x:
+                for seed, value in sorted(by_x[x].items()):
+                    yield Score(arm, setting, measure, x, seed, value)
 
     def measures(self) -> tuple[str, ...]:
         return self._names(0)
@@ -135,20 +142,21 @@ def read(path: Path) -> Scores:
             raise ValueError(
                 f"{path} is not a table of scores: wanted columns {','.join(COLUMNS)}; found {','.join(header)}."
             )
-        rows = []
-        for fields in table:
-            try:
-                arm, setting, measure, x, seed, value = fields
-                row = Score(
-                    arm, setting, measure, float(x) if x else None, int(seed), float(value) if value else math.nan
-                )
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}, line {table.line_num}: wanted {','.join(COLUMNS)}; found {','.join(fields)!r}. "
-                    "Delete the file and make it anew with `nap-bench score`."
-                ) from error
-            rows.append(row)
-    return Scores(rows, source=str(path))
+        return Scores(_parsed(table, path), source=str(path))
+
+
+def _parsed(table: Any, path: Path) -> Iterator[tuple[str, str, str, float | None, int, float]]:
+    """The rows of a file as plain tuples: there may be millions."""
+    for fields in table:
+        try:
+            arm, setting, measure, x, seed, value = fields
+            row = arm, setting, measure, float(x) if x else None, int(seed), float(value) if value else math.nan
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {table.line_num}: wanted {','.join(COLUMNS)}; found {','.join(fields)!r}. "
+                "Delete the file and make it anew with `nap-bench score`."
+            ) from error
+        yield row
 
 
 def _checked(row: Score) -> Score:

@@ -10,15 +10,24 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nap_bench.stats import (
+    POOLS,
+    holm,
     iqm,
     iqm_interval,
     mean_interval,
+    optimality_gap,
     paired_bootstrap,
     paired_difference,
+    paired_tasks,
+    performance_profile,
+    pooled_interval,
     pooled_iqm,
     pooled_mean,
+    pooled_median,
+    probability_of_improvement,
     spread,
     stratified_bootstrap,
+    stratified_mean,
 )
 
 INTERVALS = {"mean": mean_interval, "iqm": iqm_interval}
@@ -287,3 +296,102 @@ def test_the_interval_of_a_difference_of_spreads_covers_it(widths, noises, least
         found = paired_bootstrap(values_KS, lambda v: spread(v[..., :7, :]) - spread(v[..., 7:, :]), num_resamples=200)
         hits += found.low <= widths[0] - widths[1] <= found.high
     assert least <= hits / 400 <= 0.98
+
+
+def test_aggregates_over_tasks_are_those_of_their_definitions():
+    scores_ST = np.array([[0.0, 0.5, 2.0], [1.0, 0.7, 1.0]])
+    assert pooled_median(scores_ST) == pytest.approx(0.6)  # means over seeds: 0.5, 0.6, 1.5
+    assert optimality_gap(scores_ST) == pytest.approx(1 - (0 + 0.5 + 1 + 1 + 0.7 + 1) / 6)
+    stacked = np.stack([scores_ST, scores_ST + 1])
+    for pool in POOLS.values():
+        np.testing.assert_allclose(pool(stacked), [pool(scores_ST), pool(scores_ST + 1)])
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_an_aggregate_s_interval_contains_it_and_is_the_same_at_every_call(pool):
+    scores_ST = np.random.default_rng(3).uniform(size=(8, 5))
+    found = pooled_interval(scores_ST, pool)
+    assert found.low < found.estimate == POOLS[pool](scores_ST) < found.high
+    assert found == pooled_interval(scores_ST, pool)
+    assert math.isnan(pooled_interval(scores_ST[:1], pool).low)
+
+
+def test_the_stratified_mean_is_the_limit_of_the_drawn_bootstrap_and_for_one_task_students_t():
+    scores_ST = np.random.default_rng(4).normal(size=(8, 4)) * [1, 2, 3, 0.1]
+    estimate, error, degrees = stratified_mean(scores_ST)
+    drawn = stratified_bootstrap(scores_ST, pooled_mean, np.random.default_rng(0), num_resamples=40_000)
+    half = scipy.stats.t.ppf(0.975, degrees) * error
+    assert (estimate - half, estimate + half) == pytest.approx((drawn.low, drawn.high), rel=0.02)
+    estimate, error, degrees = stratified_mean(scores_ST[:, :1])
+    assert (degrees, error) == (7, pytest.approx(scipy.stats.sem(scores_ST[:, 0])))
+    assert stratified_mean(np.ones((4, 3)))[1:] == (0.0, 9.0)
+
+
+def test_a_profile_is_a_share_with_the_interval_of_a_share():
+    scores_ST = np.random.default_rng(5).uniform(size=(8, 6))
+    share, low, high = performance_profile(scores_ST, [0.0, 0.3, 0.7, 1.0])
+    assert (share[0], share[-1]) == (1.0, 0.0) and (np.diff(share) <= 0).all()
+    np.testing.assert_allclose(share, [(scores_ST > x).mean() for x in (0.0, 0.3, 0.7, 1.0)])
+    drawn = stratified_bootstrap(scores_ST > 0.3, pooled_mean, np.random.default_rng(0), num_resamples=20_000)
+    assert (low[1], high[1]) == pytest.approx((max(0, drawn.low), min(1, drawn.high)), abs=0.01)
+    assert np.isnan(performance_profile(scores_ST[:1], [0.5])[1]).all()
+
+
+def test_the_probability_of_improvement_counts_pairs_and_ties_by_half():
+    a_ST, b_ST = np.array([[1.0, 5.0], [2.0, 5.0]]), np.array([[1.0, 0.0], [0.0, 9.0]])
+    found = probability_of_improvement(a_ST, b_ST)
+    slow = np.mean([[(a > b) + 0.5 * (a == b) for a in a_ST[:, t] for b in b_ST[:, t]] for t in range(2)])
+    assert found.estimate == slow == pytest.approx((0.5 + 1 + 1 + 1 + 1 + 0 + 1 + 0) / 8)
+    back = probability_of_improvement(b_ST, a_ST)
+    assert (back.estimate, back.low, back.high) == pytest.approx((1 - found.estimate, 1 - found.high, 1 - found.low))
+
+
+def test_the_interval_of_the_probability_of_improvement_is_nearly_that_of_a_drawn_bootstrap():
+    generator = np.random.default_rng(6)
+    a_ST, b_ST = generator.normal(0.3, 1, (12, 4)), generator.normal(size=(12, 4))
+    found = probability_of_improvement(a_ST, b_ST)
+    tasks = np.arange(4)
+    drawn = []
+    for _ in range(4000):
+        a, b = (scores[generator.integers(12, size=(12, 4)), tasks] for scores in (a_ST, b_ST))
+        drawn.append((a[:, None] > b[None]).mean())
+    assert found.high - found.estimate == pytest.approx(2.0 * np.std(drawn) * math.sqrt(12 / 11), rel=0.1)
+
+
+def test_the_probability_of_improvement_of_equals_covers_a_half():
+    generator = np.random.default_rng(7)
+    hits = 0
+    for _ in range(600):
+        found = probability_of_improvement(generator.normal(size=(8, 3)), generator.normal(size=(8, 3)))
+        hits += found.low <= 0.5 <= found.high
+    assert 0.93 <= hits / 600 <= 0.98
+
+
+def test_a_paired_difference_over_one_task_is_the_paired_t_test():
+    generator = np.random.default_rng(8)
+    a, b = generator.normal(0.4, 1, 10), generator.normal(size=10)
+    found, p = paired_tasks(a[:, None], b[:, None])
+    assert p == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue)
+    assert found.low == pytest.approx(mean_interval(a - b).low)
+    assert paired_tasks(np.ones((3, 2)), np.zeros((3, 2)))[1] == 0.0
+    assert paired_tasks(np.ones((3, 2)), np.ones((3, 2)))[1] == 1.0
+    assert math.isnan(paired_tasks(np.ones((1, 2)), np.zeros((1, 2)))[1])
+
+
+def test_p_values_without_an_effect_are_uniform_over_two_tasks():
+    generator = np.random.default_rng(9)
+    ps = [paired_tasks(generator.normal(size=(8, 2)), generator.normal(size=(8, 2)))[1] for _ in range(2000)]
+    assert np.mean(np.array(ps) < 0.05) == pytest.approx(0.05, abs=0.015)
+
+
+def test_holm_s_adjustment_is_the_step_down_rule():
+    p = np.array([0.04, 0.01, 0.03, 0.005])
+    np.testing.assert_allclose(holm(p), [0.06, 0.03, 0.06, 0.02])
+    assert holm([0.9, 0.8]).max() == 1.0 and holm([]).size == 0
+    for level in (0.01, 0.05, 0.5):  # slow: reject one by one, smallest first
+        order, rejected = np.argsort(p), np.zeros(4, bool)
+        for k, i in enumerate(order):
+            if p[i] * (4 - k) > level:
+                break
+            rejected[i] = True
+        assert ((holm(p) <= level) == rejected).all()
