@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,7 +58,13 @@ def load(path: Path, run_id: str, device: str) -> dict[str, Any] | None:
             f"Checkpoint {path} is damaged ({num_bytes} bytes, checksum differs). Delete it: the run starts from its beginning."
         )
     on_cpu = torch.device(device).type == "cpu"  # there pages of the file serve as memory until they are written to
-    content = torch.load(path, map_location=device, weights_only=True, mmap=on_cpu)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True, mmap=on_cpu)
+    except pickle.UnpicklingError:  # it would run code
+        raise ValueError(
+            f"Checkpoint {path} holds something else than tensors and numbers, which a checkpoint of ours never does. It was not "
+            f"opened: delete it, the run starts from its beginning."
+        ) from None
     if content["run_id"] != run_id:
         raise ValueError(
             f"Checkpoint {path} belongs to run {content['run_id']}, wanted {run_id}. It was copied here: delete it, the run "

@@ -500,7 +500,9 @@ def _publish_exhibits(arguments: argparse.Namespace, lines: list[dict], exhibits
         report=arguments.reports / arguments.scale / "index.html",
         failures=[
             (failure, uses[failure["run_id"]])
-            for failure in failures([line for line in lines if line["run_id"] in uses.keys() - results.keys()], arguments.store)
+            for failure in failures(
+                [line for line in lines if line["run_id"] in uses.keys() - results.keys()], arguments.store
+            )
         ],
         tracking_uri=arguments.tracking_uri,
     )

@@ -24,10 +24,13 @@ class Recorder:
                 f"{path} has {found} bytes, its checkpoint vouches for {offset}: rows were lost. Delete the run's folder "
                 f"{path.parent}: the run starts from its beginning."
             )
-        with open(path, "ab") as file:
-            file.truncate(offset)
-        if offset == 0:
-            path.write_text(HEADER)
+        try:
+            with open(path, "ab") as file:
+                file.truncate(offset)
+                if offset == 0:
+                    file.write(HEADER.encode())
+        except OSError as error:
+            raise explain_os_error(error, path, len(HEADER)) from None
 
     def log(self, step: int, metric: str, values_S: Tensor) -> None:
         """One value per seed. Kept on the device until `flush`."""

@@ -232,7 +232,10 @@ class TrainState:
         parameters' own is measured once between two edits: methods of one tail ask for it one after another.
         """
         if flat is None:
-            edits = (self.step, self.flat._version)  # both: fused kernels and replayed graphs step without counting as edits
+            edits = (
+                self.step,
+                self.flat._version,
+            )  # both: fused kernels and replayed graphs step without counting as edits
             if self._norms.get(group.name, (None,))[0] != edits:
                 self._norms[group.name] = edits, self.group_norm(group, self.flat.detach())
             return self._norms[group.name][1]

@@ -30,6 +30,8 @@ FORMAT = 1
 STALE_SECONDS = 120.0
 """A lease whose heartbeat is older than this belongs to a dead process."""
 BEAT_SECONDS = 5.0
+LONGEST_NAME = 200
+"""Bytes of a run's name. File systems take 255, and a file has a longer name while it is written."""
 SPARE_BYTES = 100 * 2**20
 """Free space without which no run starts."""
 
@@ -39,7 +41,7 @@ def write_whole(path: Path, data: bytes | str | Callable[[IO[bytes]], None]) -> 
 
     data: the content, or what writes it to an open file, so that gigabytes need not lie in memory twice.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     host = socket.gethostname()
     for left in path.parent.glob(f".{path.name}.{host}.*.tmp"):
         if not _process_exists(int(left.name.split(".")[-2])):
@@ -66,15 +68,23 @@ def write_whole(path: Path, data: bytes | str | Callable[[IO[bytes]], None]) -> 
         os.close(folder)
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, path, 0) from None
+
+
 def explain_os_error(error: OSError, path: Path, wanted_bytes: int) -> OSError:
     """The same error, saying what was wanted, what was found, where and what to do."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return error
-    free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
+    free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
+    mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable, or name another folder,"
     return OSError(
         error.errno,
         f"Cannot write {path}: {os.strerror(error.errno)}. Wanted {wanted_bytes / 2**20:.1f} MiB, found "
-        f"{free / 2**20:.0f} MiB free. Nothing is lost: make room and start again, the run goes on from its last checkpoint",
+        f"{free / 2**20:.0f} MiB free. Nothing is lost: {mend} and start again, the run goes on from its last checkpoint",
     )
 
 
@@ -107,7 +117,12 @@ class RunFolder:
 
     def open(self) -> None:
         """Make the folder, or refuse one that holds another run under this name."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        if len(self.run.run_id) > LONGEST_NAME:
+            raise ValueError(
+                f"The name {self.run.run_id[:60]}... has {len(self.run.run_id)} bytes, a file system wants at most {LONGEST_NAME}: "
+                f"stack fewer methods."
+            )
+        _make_folder(self.path)
         free = shutil.disk_usage(self.path).free
         if free < SPARE_BYTES:
             raise OSError(
@@ -151,16 +166,20 @@ class Lease:
                 if not self._remove_if_stale():
                     return False
                 continue
-            with os.fdopen(handle, "w") as file:
-                file.write(self._content())
+            try:
+                with os.fdopen(handle, "w") as file:
+                    file.write(self._content())
+            except OSError as error:  # a full disk: an empty lease would keep everybody waiting
+                self.path.unlink(missing_ok=True)
+                raise explain_os_error(error, self.path, 100) from None
             return True
         return False
 
-    def holder(self) -> dict[str, Any]:
-        """Who holds it; empty if nobody or unreadable (being written)."""
+    def holder(self, path: Path | None = None) -> dict[str, Any]:
+        """Who holds it; empty if nobody or unreadable (being written, or its writer was killed)."""
         try:
-            return json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            return json.loads((path or self.path).read_text())
+        except (FileNotFoundError, ValueError):
             return {}
 
     def age_seconds(self) -> float:
@@ -177,18 +196,16 @@ class Lease:
     def _remove_if_stale(self) -> bool:
         holder = self.holder()
         gone = holder.get("host") == socket.gethostname() and not _process_exists(holder["pid"])
-        if not gone and self.age_seconds() < STALE_SECONDS:
+        beats = abs(self.age_seconds()) < STALE_SECONDS  # one of the future is stale too: the clock was put back
+        if beats and not gone:
             return False
         aside = self.path.with_name(f".{self.token}.stale")
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:
             return True
-        taken = json.loads(aside.read_text() or "{}")
-        if taken.get("token") != holder.get(
-            "token"
-        ):  # somebody renewed it between the look and the rename: give it back
-            os.rename(aside, self.path)
+        if self.holder(aside).get("token") != holder.get("token"):
+            os.rename(aside, self.path)  # renewed between the look and the rename: give it back
             return False
         aside.unlink()
         return True
@@ -208,8 +225,12 @@ class Lease:
         self._last = now
         self.check()
         aside = self.path.with_name(f".{self.token}.beat")
-        aside.write_text(self._content(**progress))
-        os.replace(aside, self.path)
+        try:
+            aside.write_text(self._content(**progress))
+            os.replace(aside, self.path)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise explain_os_error(error, self.path, 100) from None
 
     def release(self) -> None:
         if self.holder().get("token") == self.token:
@@ -248,6 +269,13 @@ def result_path(results: Path | str, run_id: str) -> Path:
 
 def make_result(folder: RunFolder, results: Path | str) -> Path:
     """Make results/runs/<run_id>.json from a complete folder. Equal folders give equal bytes, timings aside."""
+    path = result_path(results, folder.run.run_id)
+    write_whole(path, as_json(result_of(folder)))
+    return path
+
+
+def result_of(folder: RunFolder) -> dict[str, Any]:
+    """What a complete folder says."""
     try:
         done, environment, metrics = (
             json.loads(folder.done.read_text()),
@@ -259,7 +287,7 @@ def make_result(folder: RunFolder, results: Path | str) -> Path:
             f"The store's entry {folder.path} is damaged ({type(error).__name__}: {error}). Delete the folder: "
             f"the run is made anew."
         ) from None
-    result = {
+    return {
         "format": FORMAT,
         "protocol": folder.run.protocol,
         "run_id": folder.run.run_id,
@@ -270,9 +298,6 @@ def make_result(folder: RunFolder, results: Path | str) -> Path:
         "environment": environment,
         "cost": done["cost"],
     }
-    path = result_path(results, folder.run.run_id)
-    write_whole(path, as_json(result))
-    return path
 
 
 def _pivot(path: Path, seeds: tuple[int, ...]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ What an exhibit declares says by which rule its arms are tuned:
     sweep_online  Each arm for itself, from equally many configurations, by average online accuracy over the whole stream on
                   the first NUM_ONLINE_SEEDS tuning seeds (Kumar et al. 2023).
 
-The sweep is part of the plan (its runs are used by "tuning") and tuned.json keeps what each took. Several processes of
-`nap-bench tune` on one store share the work.
+The sweep is part of the plan (its runs are used by "tuning") and tuned.json keeps what each took. What stands there under the same
+run id is not run again: a run id says everything that can change a number. Several processes of `nap-bench tune` on one store share
+the work.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from nap_bench.experiments import EXPERIMENTS
-from nap_bench.experiments.base import NUM_LAST, TUNED, Entry, Labelled, tuned
+from nap_bench.experiments.base import NUM_LAST, TUNED, Entry, Labelled, tuned, tuned_section
 from nap_bench.jobs import Job, Suite, do, say
 from nap_bench.plan import compact
 from nap_bench.store import read_result, result_path, write_whole
@@ -134,15 +135,18 @@ def _mean(values_TS) -> float:
 
 
 def tune(scale: str, *, store: Path, results: Path, data_dir: str | None, device: str) -> dict[str, Any]:
-    """Run the sweeps of every exhibit that has one, and return the scale's section of tuned.json."""
+    """Run what tuned.json does not have of the sweeps of every exhibit, and return the scale's section of it."""
     section = {}
+    before = tuned_section(scale)
     places = dict(store=store, results=results, data_dir=data_dir, device=device)
     for exhibit, module in EXPERIMENTS.items():
         tables: dict[str, Any] = {}
         for declared in (name for name in RULES if hasattr(module, name)):
             table, scores = RULES[declared]
             sweep = dict(sweeps(module, scale, choose(tables)))[declared]
-            tables[table] = _tried(sweep, scores, **places)
+            known = before.get(exhibit, {}).get(table, {}).values()  # of the same exhibit and rule: scored alike
+            kept = {trial["run_id"]: trial for trials in known for trial in trials}
+            tables[table] = _tried(sweep, scores, kept, **places)
         if not tables:
             continue
         for table, arms in tables.items():
@@ -158,16 +162,17 @@ def tune(scale: str, *, store: Path, results: Path, data_dir: str | None, device
 def _tried(
     sweep: Sweep,
     scores: Callable[[Labelled], dict[str, float]],
+    known: Mapping[str, dict[str, Any]],
     *,
     store: Path,
     results: Path,
     data_dir: str | None,
     device: str,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> trials (hyper, run_id, scores, wall_seconds), all runs done."""
+    """Arm -> trials (hyper, run_id, scores, wall_seconds), all runs done. known: run id -> its trial in an earlier sweep."""
     from nap_bench.benchmarks import BENCHMARKS
 
-    entries = [entry for trials in sweep.values() for _, entry in trials]
+    entries = [entry for trials in sweep.values() for _, entry in trials if entry.run.run_id not in known]
     lines = []
     for entry in entries:
         work = entry.run.benchmark.build(BENCHMARKS, "benchmark").num_steps * len(entry.run.seeds)
@@ -181,6 +186,8 @@ def _tried(
         )
 
     def trial(hyper: dict[str, float], entry: Entry) -> dict[str, Any]:
+        if entry.run.run_id in known:
+            return {**known[entry.run.run_id], "hyper": hyper}
         result = read_result(result_path(results, entry.run.run_id))
         return {
             "hyper": hyper,

@@ -99,7 +99,7 @@ GRIDS: dict[str, tuple[dict[str, float], ...]] = {
     "hyperspherical": _RATES,
     "snr": cross(lr=_LRS, percentile=(0.9, 0.95, 0.98, 0.99), start=(3, 10, 30, 100, 300)),
     "hare_tortoise": cross(lr=_LRS, momentum=(0.9, 0.97, 0.99, 0.997), period=(10, 30, 100, 300, 1000)),
-    "upgd": cross(lr=_LRS, sigma=(0.01, 0.1, 1.0, 3.0, 10.0), decay=(0.9, 0.99, 0.999, 0.9999)),
+    "upgd": cross(lr=_MORE_LRS[2:], sigma=(0.01, 0.1, 1.0, 3.0, 10.0), decay=(0.9, 0.99, 0.999, 0.9999)),
     "dash": cross(lr=_LRS, floor=(0.1, 0.3, 0.5, 0.7, 0.9), newest=(0.1, 0.3, 0.6, 1.0)),
     "infer": cross(lr=_LRS, coef=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1), scale=(1.0, 3.0, 10.0, 100.0)),
     "regrama": cross(lr=_LRS, period=(3, 10, 30, 100), tau=(0.003, 0.01, 0.03, 0.1, 0.3)),

@@ -13,7 +13,7 @@ from nap_bench.report.figures import Panel, look
 from nap_bench.report.scores import Score, Scores
 from nap_bench.report.tables import amounts
 
-TITLE = "Noisy ratios in policy optimisation of a diffusion language model"
+TITLE = "Noisy ratios in reinforcing a diffusion language model"
 PAPER = (
     "Not NaP's paper but Zhong et al. 2026 (arXiv 2603.06743): a diffusion language model's likelihood has to be "
     "estimated, so importance ratios are noisy. GRPO's clip depends on the advantage's sign, and an outlier can pass "

@@ -319,7 +319,7 @@ def shifted(name: str, shifts: dict[str, tuple[str, int]]) -> str:
 
 
 class Embedding(nn.Module):
-    """A table of `num_rows` vectors, weight [S, R, D], each entry N(0, std^2): index_S... (int64) -> x_S...D. PyTorch's std is 1."""
+    """A table of `num_rows` vectors, weight [S, R, D], entries N(0, std^2): index_S... (int64) -> x_S...D. PyTorch's std is 1."""
 
     def __init__(self, num_seeds: int, num_rows: int, features: int, std: float = 1.0):
         super().__init__()

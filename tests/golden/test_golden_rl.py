@@ -35,7 +35,14 @@ TASK = CatchSequence(
     target_period=4,
 )
 SIZE = (("atoms", 5), ("channels", ()), ("hidden", 8), ("kernels", ()), ("sigma", 0.1), ("strides", ()))
-ALONE = {"implicit_schedule": "nap+implicit_schedule", "redo": "redo(period=3)", "group_norm": "group_norm(groups=2)"}
+ALONE = {
+    "implicit_schedule": "nap+implicit_schedule",
+    "redo": "redo(period=3)",
+    "group_norm": "group_norm(groups=2)",
+    "hare_tortoise": "hare_tortoise(momentum=0.9, period=3)",
+    "regrama": "regrama(period=3, tau=0.1)",
+    "snr": "snr(percentile=0.5, start=1, refresh=5)",
+}
 METRICS = ("online/loss", "return/evaluation")
 
 

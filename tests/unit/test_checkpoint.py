@@ -37,12 +37,16 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
         checkpoint.load(tmp_path / "c", "mine", "cpu")
 
 
+@pytest.mark.fault(
+    "checkpoint: was made on another kind of device", outcome="refused in one line: going on would change numbers"
+)
 def test_resuming_on_another_kind_of_device_is_refused(tmp_path):
     checkpoint.save(tmp_path / "c", "run", "meta", {})
     with pytest.raises(ValueError, match="was made on meta, this is cpu"):
         checkpoint.load(tmp_path / "c", "run", "cpu")
 
 
+@pytest.mark.fault("checkpoint: vouches for rows that the run's table has lost", outcome="refused in one line")
 def test_a_table_shorter_than_its_checkpoint_says_is_refused(tmp_path):
     (tmp_path / "m.csv").write_text("step,seed,metric,value\n")
     with pytest.raises(ValueError, match="has 23 bytes, its checkpoint vouches for 400"):

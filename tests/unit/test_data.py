@@ -150,6 +150,7 @@ def test_without_data_dir_mnist_says_what_to_set():
         mnist.load(None)
 
 
+@pytest.mark.fault("download: files of a dataset are missing", outcome="all are named with the place and the command")
 def test_missing_files_are_all_named_with_the_place_and_the_remedy(tmp_path, tiny):
     lay_out(tmp_path / "MNIST/raw", dict(list(tiny.items())[:2]), as_gz=True)
     with pytest.raises(ValueError) as refusal:
@@ -167,6 +168,10 @@ def test_missing_files_are_all_named_with_the_place_and_the_remedy(tmp_path, tin
         (lambda data: data + b"x", "too long"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "other content: wanted md5"),
     ],
+)
+@pytest.mark.fault(
+    "download: a dataset's file is truncated, too long or has another content",
+    outcome="refused in one line that says how; nothing is read from it",
 )
 def test_a_spoilt_file_is_refused_before_anything_is_read(tmp_path, tiny, monkeypatch, as_gz, spoil, complaint):
     lay_out(tmp_path / "MNIST/raw", tiny, as_gz=as_gz)
@@ -215,6 +220,7 @@ def test_a_second_download_touches_nothing(tmp_path, mirror):
     assert all("already there" in line for line in lines)
 
 
+@pytest.mark.fault("download: what is there is truncated", outcome="fetched again")
 def test_a_download_repairs_a_truncated_file_and_a_bad_unpacked_one(tmp_path, mirror, tiny):
     lay_out(tmp_path / "data/MNIST/raw", tiny, as_gz=False)
     (tmp_path / "data/MNIST/raw/train-labels-idx1-ubyte").write_bytes(b"short")
@@ -223,6 +229,7 @@ def test_a_download_repairs_a_truncated_file_and_a_bad_unpacked_one(tmp_path, mi
     assert len(mnist.load(tmp_path / "data").labels) == 5
 
 
+@pytest.mark.fault("download: a mirror delivers something else", outcome="the next mirror is taken")
 def test_a_mirror_that_delivers_something_else_is_passed_over(tmp_path, mirror, tiny, monkeypatch):
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     lay_out(tmp_path / "liar", {name: data[:-1] + b"?" for name, data in tiny.items()}, as_gz=True)
@@ -233,6 +240,7 @@ def test_a_mirror_that_delivers_something_else_is_passed_over(tmp_path, mirror, 
     assert sum("liar" in line for line in lines) == 4
 
 
+@pytest.mark.fault("download: fails in the middle", outcome="the file of before stays, and no piece does")
 def test_a_failed_download_leaves_the_old_file_and_no_pieces(tmp_path, mirror, monkeypatch):
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     path = tmp_path / "kept.gz"
@@ -244,6 +252,7 @@ def test_a_failed_download_leaves_the_old_file_and_no_pieces(tmp_path, mirror, m
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.fault("download: no network", outcome="one line, at once")
 def test_without_a_network_the_error_is_one_line_and_comes_at_once(tmp_path, monkeypatch):
     def no_network(url, timeout):
         raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
@@ -256,6 +265,7 @@ def test_without_a_network_the_error_is_one_line_and_comes_at_once(tmp_path, mon
     assert str(tmp_path / "MNIST/raw") in str(refusal.value)
 
 
+@pytest.mark.fault("download: the connection is lost", outcome="tried again")
 def test_a_lost_connection_is_tried_again(tmp_path, mirror, monkeypatch):
     real, failures = download.urllib.request.urlopen, [ConnectionResetError("reset by peer"), TimeoutError("timed out")]
 
@@ -270,6 +280,9 @@ def test_a_lost_connection_is_tried_again(tmp_path, mirror, monkeypatch):
     assert not failures and len(mnist.load(tmp_path / "data").labels) == 5
 
 
+@pytest.mark.fault(
+    "disk: full while a dataset is downloaded", outcome="one line; the file of before stays, and no piece does"
+)
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, mirror, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

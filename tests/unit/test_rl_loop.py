@@ -66,6 +66,10 @@ def rows(table: bytes, metric: str) -> list[tuple[int, int, float]]:
 
 
 @pytest.mark.parametrize("killed_at", [0, 11, 12, 17, 40, 70, 95])
+@pytest.mark.fault(
+    "killed: a run of reinforcement learning, with its replay and its games",
+    outcome="it goes on from its last checkpoint, to the same bytes",
+)
 def test_a_run_killed_at_any_step_and_resumed_leaves_the_same_bytes(tmp_path, monkeypatch, killed_at):
     expected = reinforced(tmp_path / "whole", run_of())
     step, steps = Playing.step, []
@@ -257,6 +261,10 @@ def test_the_target_network_follows_only_every_target_period():
     assert torch.equal(learner.target, learner.state.flat.detach())
 
 
+@pytest.mark.fault(
+    "divergence: of one seed of a block of reinforcement learning",
+    outcome="reported; the others go on as if it were not there",
+)
 def test_a_seed_that_diverges_is_reported_and_does_not_take_its_block_down(tmp_path, monkeypatch):
     expected = reinforced(tmp_path / "alone", run_of(stack="baseline", seeds=(4,)))
     losses = loop.rainbow.Agent.losses

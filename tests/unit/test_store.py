@@ -46,6 +46,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "first" and os.listdir(path.parent) == ["file"]
 
 
+@pytest.mark.fault("killed: a writer, whose pieces lie about", outcome="the next one that writes the file removes them")
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -54,6 +55,9 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "whole"
 
 
+@pytest.mark.fault(
+    "two: six processes write the same file again and again", outcome="the file is whole at every moment"
+)
 def test_many_processes_writing_one_file_at_once_all_succeed(tmp_path):
     code = (
         "import sys; from nap_bench.store import check_protocol, write_whole; from pathlib import Path\n"
@@ -92,6 +96,9 @@ def test_a_result_is_remade_from_the_store_without_torch(folder, tmp_path):
         (lambda r: r.write_text(r.read_text().replace(RUN.run_id, "other")), "holds run other"),
     ],
 )
+@pytest.mark.fault(
+    "edited: a result cut off, of another protocol, or renamed", outcome="refused in one line that says which"
+)
 def test_a_damaged_or_foreign_result_is_refused(folder, tmp_path, damage, message):
     complete(folder)
     path = store.make_result(folder, tmp_path / "results")
@@ -100,6 +107,10 @@ def test_a_damaged_or_foreign_result_is_refused(folder, tmp_path, damage, messag
         store.read_result(path)
 
 
+@pytest.mark.fault(
+    "edited: results of another protocol, whose numbers are not comparable",
+    outcome="refused in one line before any work",
+)
 def test_a_results_folder_of_another_protocol_is_refused(tmp_path):
     store.check_protocol(tmp_path)
     store.check_protocol(tmp_path)
@@ -108,18 +119,26 @@ def test_a_results_folder_of_another_protocol_is_refused(tmp_path):
         store.check_protocol(tmp_path)
 
 
+@pytest.mark.fault("edited: a run's spec in the store, by hand", outcome="refused in one line")
 def test_a_folder_that_describes_another_run_is_refused(folder):
     folder.spec.write_text(folder.spec.read_text().replace("digits", "mnist"))
     with pytest.raises(ValueError, match="describes another run"):
         folder.open()
 
 
+@pytest.mark.fault(
+    "disk: nearly full before a run starts", outcome="refused in one line with what was wanted and found"
+)
 def test_a_disk_without_room_is_refused_before_any_work(folder, monkeypatch):
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: type("usage", (), {"free": 2**20})())
     with pytest.raises(OSError, match="wanted 100 MiB free, found 1 MiB"):
         folder.open()
 
 
+@pytest.mark.fault(
+    "checkpoint: an entry of the store says that it is done, and is damaged",
+    outcome="named in one line with what to do; nothing is made of it",
+)
 def test_a_damaged_store_entry_is_named_with_what_to_do(folder, tmp_path):
     complete(folder)
     folder.done.write_text("{")
@@ -137,6 +156,7 @@ def test_a_second_process_does_not_get_the_lease_and_gets_it_after_release(folde
         assert third is not None
 
 
+@pytest.mark.fault("clock: the lease of a process of this machine that is dead", outcome="taken over at once")
 def test_the_lease_of_a_dead_process_is_taken_over_at_once(folder):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -147,6 +167,9 @@ def test_the_lease_of_a_dead_process_is_taken_over_at_once(folder):
         assert mine is not None
 
 
+@pytest.mark.fault(
+    "clock: the lease of another machine, fresh or two minutes without a heartbeat", outcome="respected, or taken over"
+)
 def test_a_lease_of_another_host_is_respected_until_its_heartbeat_is_stale(folder):
     folder.lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "theirs"}))
     with store.leased(folder) as lease:
@@ -157,6 +180,7 @@ def test_a_lease_of_another_host_is_respected_until_its_heartbeat_is_stale(folde
         assert lease is not None
 
 
+@pytest.mark.fault("clock: a run was taken over by another process", outcome="the first owner stops without writing")
 def test_a_process_whose_lease_was_taken_over_stops(folder):
     with store.leased(folder) as lease:
         lease.beat(step=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nap_bench import tune
 from nap_bench.experiments import EXPERIMENTS
 from nap_bench.tune import (
     ENOUGH,
@@ -94,10 +95,11 @@ def test_every_method_reports_the_values_that_were_chosen_for_it(scale, exhibit)
     for entry in EXPERIMENTS[exhibit].runs(scale):
         if entry.setting == "" and entry.arm in chosen:
             seen.add(entry.arm)
-            used = {key: value for part in entry.run.methods for key, value in part.params}
+            parts = sorted(entry.run.methods, key=lambda part: part.name != "nap")  # a period of both is the method's
+            used = {key: value for part in parts for key, value in part.params}
             used |= {"lr": dict(entry.run.schedule.params)["lr"], "weight_decay": used.get("coef")}
             assert {key: used[key] for key in chosen[entry.arm]} == chosen[entry.arm]
-    assert len(seen) >= 14
+    assert len(seen) >= min(14, len(chosen))
 
 
 def test_the_sweep_stands_in_the_plan_and_has_no_reported_seed():
@@ -129,6 +131,20 @@ def test_the_reported_runs_use_the_choice(scale, exhibit):
         for part in entry.run.methods:
             if part.name == "weight_decay":
                 assert dict(part.params)["coef"] == chosen[arm]["weight_decay"]
+
+
+def test_what_tuned_json_has_is_not_run_again_and_what_it_lacks_is(tmp_path, monkeypatch):
+    table = TUNED["laptop"]["fig5_continual"]["by_average_online_accuracy"]
+    sweep = EXPERIMENTS["fig5_continual"].sweep_online("laptop", TUNING_SEEDS[:NUM_ONLINE_SEEDS])
+    known = {trial["run_id"]: trial for trials in table.values() for trial in trials}
+    asked = []
+    monkeypatch.setattr(tune, "do", lambda jobs, **how: asked.extend(job.line["run_id"] for job in jobs) or len(jobs))
+    places = dict(store=tmp_path / "store", results=tmp_path / "results", data_dir=None, device="cpu")
+    assert tune._tried(sweep, online, known, **places) == table and not asked
+    lacking = table["redo"][3]["run_id"]
+    with pytest.raises(ValueError, match="nothing was chosen"):
+        tune._tried(sweep, online, {run_id: trial for run_id, trial in known.items() if run_id != lacking}, **places)
+    assert asked == [lacking]
 
 
 def test_a_diverged_seed_counts_zero_in_a_sweep():
