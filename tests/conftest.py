@@ -18,6 +18,31 @@ def pytest_addoption(parser):
         "--require-browser", action="store_true", help="fail where a browser is wanted and none is installed"
     )
     parser.addoption("--record-golden", action="store_true", help="record golden losses of versions that have none")
+    parser.addoption(
+        "--record-faults", action="store_true", help="run the tests of faults, slow ones too; write docs/reliability.md"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--record-faults"):
+        config.option.markexpr = "fault and not slurm and not apptainer"
+        if not hasattr(config, "workerinput"):
+            config.pluginmanager.register(RecordFaults(config), "record_faults")
+
+
+class RecordFaults:
+    """What became of the tests of faults goes to the page of faults."""
+
+    def __init__(self, config):
+        from faults.page import Recorder
+
+        self.config, self.recorder = config, Recorder()
+
+    def pytest_runtest_logreport(self, report):
+        self.recorder.add(report)
+
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.write_line(self.recorder.write())
 
 
 @pytest.fixture(scope="session", autouse=True)

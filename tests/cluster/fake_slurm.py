@@ -22,6 +22,8 @@ PROGRAMS = ("sbatch", "srun", "squeue", "sacct", "scancel", "sinfo", "scontrol",
 KILL_WAIT_SECONDS = 30.0
 PARTITIONS = ["low*|1:00:00|up|gpu:h200:4", "high|1-00:00:00|up|(null)", "closed|infinite|down|(null)"]
 ACCOUNTS = ["lab"]
+OVER = ("COMPLETED", "FAILED", "CANCELLED by 0", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
+"""States that squeue shows only where all are asked for."""
 KILLED = {
     "out_of_memory": "OUT_OF_MEMORY",
     "node_fail": "NODE_FAIL",
@@ -93,6 +95,7 @@ class Cluster:
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # or who submits waits for the job's end
         )
         print(job_id)
         return 0
@@ -105,8 +108,10 @@ class Cluster:
         os.execvp(words[0], words)
 
     def squeue(self, words: list[str]) -> int:
-        for job_id, job in self.jobs(words[words.index("--name") + 1]).items():
-            if job["state"] not in ("VANISHED", "FORGOTTEN"):
+        names = words[words.index("--name") + 1].split(",")
+        over = () if "--states=all" in words else OVER
+        for job_id, job in ((i, j) for name in names for i, j in self.jobs(name).items()):
+            if job["state"] not in ("VANISHED", "FORGOTTEN", *over):
                 print(f"{job_id}|{job['state'].split()[0]}")
         return 0
 
@@ -143,6 +148,11 @@ class Cluster:
         job = self.jobs()[job_id]
         fates = json.loads((self.folder / "fates.json").read_text()) if (self.folder / "fates.json").exists() else {}
         fate, mark = next((fate for part, fate in fates.items() if job["comment"].endswith(part)), ("", ""))
+        while fate == "queued" and not Path(mark).exists():
+            if (self.folder / "jobs" / f"{job_id}.cancel").exists():
+                self.write(job_id, state="CANCELLED by 0")
+                return 0
+            time.sleep(0.5)
         state = self.live(job_id, job, fate, mark)
         if state == "PENDING":
             self.write(job_id, state=state)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import fake_slurm
 import pytest
@@ -87,6 +88,7 @@ def test_an_account_where_none_are_kept_is_refused_and_none_is_needed(slurm):
     assert "no accounts are kept here" in problem and "Leave it out" in problem
 
 
+@pytest.mark.fault("slurm: there is none", outcome="one line")
 def test_a_machine_without_slurm_is_named_as_one(slurm):
     slurm(())
     (problem,) = cluster.check([REQUEST], checkpoint_seconds=30)
@@ -134,6 +136,10 @@ def test_every_class_of_the_plan_has_resources_and_time_for_many_checkpoints():
         (None, None, "PENDING", "UNKNOWN"),
     ],
 )
+@pytest.mark.fault(
+    "slurm: every state of a job that queue and accounting can report together",
+    outcome="told to the executor as what it is: over, or not",
+)
 def test_the_guard_tells_the_end_of_a_job_and_only_the_end(tmp_path, queue, books, first, later):
     (tmp_path / "7").touch()
     known = [{"7": state} if state else {} for state in (queue, books)]
@@ -141,6 +147,7 @@ def test_the_guard_tells_the_end_of_a_job_and_only_the_end(tmp_path, queue, book
 
 
 @pytest.mark.parametrize("books", [None, {}, {"7": "RUNNING"}, {"7": "PREEMPTED"}, {"7": "NODE_FAIL"}])
+@pytest.mark.fault("slurm: the controller does not answer", outcome="no job is given up")
 def test_a_controller_that_is_away_ends_no_job(tmp_path, books):
     (tmp_path / "7").touch()
     assert [cluster.judge(tmp_path, None, books)["7"] for _ in range(3)] == ["PENDING"] * 3
@@ -154,6 +161,7 @@ def test_a_job_missed_once_and_seen_again_is_not_given_up(tmp_path):
 
 
 @pytest.mark.parametrize("programs", [fake_slurm.PROGRAMS, ("sbatch", "squeue", "sinfo", "scancel")])
+@pytest.mark.fault("slurm: a cluster without accounting", outcome="works all the same")
 def test_the_guard_answers_with_and_without_accounting(slurm, tmp_path, programs):
     folder = slurm(programs)
     own = cluster.install(tmp_path / "guard")
@@ -167,6 +175,8 @@ def test_the_guard_answers_with_and_without_accounting(slurm, tmp_path, programs
     submitted = ("--job-name", "nap_1", "--output", f"{tmp_path}/%j.log", "--comment", "rule_x", "--wrap", "true")
     assert ask("sbatch", *submitted) == (0, "1")
     assert [path.name for path in (tmp_path / "guard" / "nap_1").iterdir()] == ["1"]
+    while fake_slurm.Cluster(folder).jobs()["1"]["state"] != "COMPLETED":
+        time.sleep(0.02)
     fake_slurm.Cluster(folder).write("1", state="CANCELLED by 1000")
     question = ("sacct", "-X", "--noheader", "--format=JobIdRaw,State", "--endtime", "now", "--name", "nap_1")
     assert ask(*question) == (0, "1|CANCELLED")

@@ -196,6 +196,7 @@ def test_a_short_disk_a_folder_with_a_space_and_no_clone_are_refused(repository,
     assert "clone of the repository" in refused("cpu", "--base", NO_BASE)
 
 
+@pytest.mark.fault("image: its build fails", outcome="lock and folder stay as they were")
 def test_a_failed_build_leaves_the_lock_and_the_folder_as_they_were(repository, tmp_path):
     (tmp_path / "fake" / "fails").touch()
     assert "exit code 255" in refused("cpu", "--base", NO_BASE)

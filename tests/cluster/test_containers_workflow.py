@@ -111,6 +111,9 @@ def test_without_the_profile_jobs_run_on_the_host_and_no_image_is_asked_for(repo
     assert not (tmp_path / "fake" / "calls").exists()
 
 
+@pytest.mark.fault(
+    "image: missing, changed, or of other packages than the lock's", outcome="refused in one line before any work"
+)
 def test_a_missing_image_a_changed_one_and_one_of_other_packages_stop_before_any_work(repository):
     image = repository / "containers" / "images" / NAME
     image.write_bytes(b"another")
@@ -124,6 +127,7 @@ def test_a_missing_image_a_changed_one_and_one_of_other_packages_stop_before_any
     assert not (repository / "store").exists() or not list((repository / "store").glob("*/"))
 
 
+@pytest.mark.fault("image: a folder is not visible in it", outcome="refused in one line with the bind that helps")
 def test_a_folder_that_the_image_cannot_see_is_named_with_the_bind_that_helps(repository, tmp_path):
     (tmp_path / "fake" / "hides_tmp").touch()
     outside = tmp_path / "elsewhere"
@@ -134,6 +138,7 @@ def test_a_folder_that_the_image_cannot_see_is_named_with_the_bind_that_helps(re
     )
 
 
+@pytest.mark.fault("image: no Apptainer", outcome="one line")
 def test_no_apptainer_is_one_line(repository, tmp_path):
     shutil.rmtree(tmp_path / "fake" / "bin")
     (tmp_path / "fake" / "bin").mkdir()

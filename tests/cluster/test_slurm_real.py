@@ -108,6 +108,10 @@ def need_an_image():
 
 
 @pytest.mark.parametrize("profile", ["slurm", "slurm-apptainer"])
+@pytest.mark.fault(
+    "slurm: a real one (one node): runs are requeued, preempted and cancelled",
+    outcome="they go on, and leave the bytes of runs made here",
+)
 def test_runs_are_requeued_preempted_and_cancelled_and_leave_the_bytes_of_runs_made_here(slurm, tmp_path, profile):
     if profile == "slurm-apptainer":
         need_an_image()
@@ -142,6 +146,10 @@ def test_runs_are_requeued_preempted_and_cancelled_and_leave_the_bytes_of_runs_m
         assert bool(result["environment"]["container"]) == (profile == "slurm-apptainer")
 
 
+@pytest.mark.fault(
+    "slurm: a real one: a job is preempted and not requeued",
+    outcome="the workflow ends, and a second one goes on",
+)
 def test_a_job_preempted_without_requeueing_ends_the_workflow_and_a_second_one_goes_on(slurm, tmp_path):
     planned = slurm_suite.lines(1, num_tasks=4, steps_per_task=2500)
     limits = ("--set-resources", "run_small:runtime=30", "--retries", "0")
@@ -156,6 +164,10 @@ def test_a_job_preempted_without_requeueing_ends_the_workflow_and_a_second_one_g
     assert json.loads((tmp_path / slurm_suite.result(run_id)).read_text())["cost"]["num_sessions"] == 2
 
 
+@pytest.mark.fault(
+    "slurm: a real one: a job nears its time limit",
+    outcome="it is warned, and its checkpoint is written",
+)
 def test_slurm_warns_a_job_before_its_time_limit_and_its_checkpoint_is_written(slurm, tmp_path):
     planned = slurm_suite.lines(1, num_tasks=4, steps_per_task=100_000)
     early = "--signal=TERM@55 --open-mode=append"  # SLURM may be a minute earlier still

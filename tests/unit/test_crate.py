@@ -151,4 +151,6 @@ def test_the_profiles_validator_finds_nothing_that_must_be_otherwise(packed, tmp
         "workflow-run-crate-0.5",
     ]
     done = subprocess.run([*words, str(packed)], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=250)
+    if "URLError" in done.stdout + done.stderr:
+        pytest.skip("the validator reads the contexts of JSON-LD from the web, which is not there")
     assert done.returncode == 0, done.stdout + done.stderr

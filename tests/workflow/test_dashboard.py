@@ -124,10 +124,6 @@ def test_a_server_is_as_good_a_tracker_as_a_database(dashboard, suite):
             assert answer.read() == b"<h1>Report</h1>"
 
 
-@pytest.mark.fault(
-    "server: who can reach the dashboard", outcome="this machine alone: all sockets that it listens on are loopback's"
-)
-@pytest.mark.fault("killed: the dashboard, by Ctrl-C", outcome="nothing that it started lives on")
 @pytest.mark.browser
 def test_the_view_of_methods_and_the_chart_and_compare_pages_show_what_was_published(browser, dashboard, tmp_path):
     experiment, runs = runs_of(dashboard, "laptop")
@@ -162,6 +158,10 @@ def test_the_page_about_dashboards_reads_the_store_as_it_says(tmp_path, monkeypa
         assert (page.parent / picture).read_bytes().startswith(b"\x89PNG"), picture
 
 
+@pytest.mark.fault(
+    "server: who can reach the dashboard", outcome="this machine alone: all sockets that it listens on are loopback's"
+)
+@pytest.mark.fault("killed: the dashboard, by Ctrl-C", outcome="nothing that it started lives on")
 def test_ctrl_c_stops_all_that_was_started(dashboard, database):
     process, line = start(database)
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#/experiments\?workflowType=machine_learning", line)

@@ -30,6 +30,10 @@ def files(folder, run_id):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.fault(
+    "killed: the trainer, four times at random moments",
+    outcome="it goes on from its last checkpoint, to the same bytes",
+)
 def test_a_run_killed_while_it_trains_and_writes_checkpoints_resumes_to_the_same_bytes(tmp_path):
     planned = small.lines(num_tasks=4, steps_per_task=150)[3:4]
     run_id = planned[0]["run_id"]
@@ -56,6 +60,10 @@ def test_a_run_killed_while_it_trains_and_writes_checkpoints_resumes_to_the_same
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.fault(
+    "killed: the trainer is asked to stop (SIGTERM, Ctrl-C)",
+    outcome="it writes a checkpoint, gives its lease back and exits with code 75",
+)
 def test_a_run_asked_to_stop_writes_a_checkpoint_and_exits_75(tmp_path, number):
     planned = small.lines(num_tasks=40, steps_per_task=300)[:1]
     small.write_plan(tmp_path, planned)
@@ -73,6 +81,10 @@ def test_a_run_asked_to_stop_writes_a_checkpoint_and_exits_75(tmp_path, number):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+@pytest.mark.fault(
+    "killed: Snakemake, twenty times at random moments of a suite, with its jobs or leaving them as orphans",
+    outcome="the next start goes on; the same results, scores, claims and figures, byte for byte",
+)
 def test_twenty_kills_at_random_moments_leave_the_same_results(tmp_path):
     """Half of them kill the workflow and all its children, half leave the children alive as orphans."""
     planned = small.lines(num_tasks=4, steps_per_task=400)

@@ -40,7 +40,9 @@ def server():
     try:
         as_somebody(PROGRAMS / "initdb", "-D", home / "data", "-U", "nap", "-A", "trust", "--no-sync", home=home)
         options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off"
-        as_somebody(PROGRAMS / "pg_ctl", "-D", home / "data", "-w", "-l", home / "log", "-o", options, "start", home=home)
+        as_somebody(
+            PROGRAMS / "pg_ctl", "-D", home / "data", "-w", "-l", home / "log", "-o", options, "start", home=home
+        )
         as_somebody(PROGRAMS / "createdb", "-h", "127.0.0.1", "-p", port, "-U", "nap", "mlflow", home=home)
         yield f"postgresql://nap@127.0.0.1:{port}/mlflow"
         as_somebody(PROGRAMS / "pg_ctl", "-D", home / "data", "-m", "immediate", "stop", home=home)
