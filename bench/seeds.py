@@ -65,8 +65,7 @@ def stacked(stack: str, num_seeds: int, width: int, batch_size: int, num_steps: 
     spec = methods.transform_model(ModelSpec(family="mlp", size=(("widths", (width, width)),)))
     state = build(spec, Part.of(Adam()), tuple(range(num_seeds)), SHAPES, device)
     state.lr.fill_(1e-3)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     task = BENCHMARKS["random_labels"](
         dataset="mnist", num_examples=1, num_tasks=1, steps_per_task=1, batch_size=batch_size
     )

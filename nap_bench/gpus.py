@@ -35,6 +35,7 @@ def present(environment: Mapping[str, str] = os.environ) -> list[str]:
     """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or else all of this machine.
 
     By UUID where nvidia-smi tells it, so that index 0 of two allocations of a node is not one GPU; else as they are named.
+    An index counts as nvidia-smi does: CUDA_DEVICE_ORDER=PCI_BUS_ID, not the fastest first, which is what CUDA does by itself.
     """
     known = _known()
     named = environment.get("CUDA_VISIBLE_DEVICES")

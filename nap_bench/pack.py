@@ -9,6 +9,7 @@ With device `cuda` a worker leases a slot of a GPU before it touches one (see `g
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import multiprocessing
@@ -166,8 +167,11 @@ class Pack:
         for worker in self.workers:
             due = [number for number in self.queue if self.not_before[number] <= now]
             if due and worker.state == IDLE and not self.stopped:
-                self.queue.remove(due[0])
-                worker.give(due[0], self.jobs[due[0]])
+                try:
+                    worker.give(due[0], self.jobs[due[0]])
+                    self.queue.remove(due[0])
+                except OSError:  # it has just ended; another does the run
+                    worker.state = LEAVING
         if self.queue and {worker.state for worker in self.workers} == {IDLE}:
             self.waits.tell(self.jobs[self.queue[0]])
 
@@ -223,7 +227,8 @@ class Pack:
         """No worker is left behind, whatever went wrong here."""
         for worker in self.workers:
             if worker.state == IDLE:
-                worker.pipe.send(None)
+                with contextlib.suppress(OSError):  # it has just ended
+                    worker.pipe.send(None)
             else:
                 worker.process.terminate()
         for worker in self.workers:
@@ -285,7 +290,7 @@ def lease_gpu(capacity: int, over: Any) -> gpus.Held | None:
     told = time.monotonic()
     while not over():
         if held := gpus.try_lease(found, capacity):
-            os.environ["CUDA_VISIBLE_DEVICES"] = held.gpu
+            os.environ.update(CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=held.gpu)
             return held
         if time.monotonic() - told > LINE_SECONDS:
             told = time.monotonic()

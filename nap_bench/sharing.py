@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import tarfile
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -33,7 +34,10 @@ from nap_bench import plan
 from nap_bench.jobs import Job, results_in
 from nap_bench.spec import PROTOCOL, Run
 from nap_bench.store import (
+    BEAT_SECONDS,
     SPARE_BYTES,
+    Lease,
+    LeaseLost,
     RunFolder,
     as_json,
     check_protocol,
@@ -103,7 +107,7 @@ def export(path: Path, run_ids: Collection[str], place: Place, *, checkpoints: b
     process is training. Raises ValueError for an id that is not there, and for an entry that its result does not follow from.
     """
     with ExitStack() as stack:
-        files, account = _files_of(run_ids, place, checkpoints, stack)
+        files, account, leases = _files_of(run_ids, place, checkpoints, stack)
         if not account.finished and not account.unfinished:
             raise ValueError(f"Nothing to export: no finished run in {place.results}/runs and {place.store}.")
         for run_id in account.finished:
@@ -118,6 +122,7 @@ def export(path: Path, run_ids: Collection[str], place: Place, *, checkpoints: b
                 for name, about in listed.items():
                     with open(files[name], "rb") as content:
                         archive.addfile(_member(name, about["bytes"]), content)
+            _refuse_lost(leases)
 
         write_whole(path, fill)
     return account
@@ -142,13 +147,14 @@ def merge(other: Place, place: Place, *, checkpoints: bool = False) -> Account:
     if not (other.results / "runs").is_dir() and not other.store.is_dir():
         raise ValueError(f"Nothing to merge: neither {other.store} nor {other.results}/runs is there.")
     with _staged(place) as aside, ExitStack() as stack:
-        found, left = _files_of([], other, checkpoints, stack)
+        found, left, leases = _files_of([], other, checkpoints, stack)
         files = {name: aside.of(name) for name in found}
         _refuse_a_short_disk(sum(file.stat().st_size for file in found.values()), aside)
         for name, file in found.items():
             with _full_disk_told(files[name], file.stat().st_size):
                 files[name].parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, files[name])
+        _refuse_lost(leases)
         account = _bring(files, other.results, aside, place)
     account.left_out = left.left_out
     return account
@@ -157,15 +163,17 @@ def merge(other: Place, place: Place, *, checkpoints: bool = False) -> Account:
 # What goes out
 
 
-def _files_of(run_ids: Collection[str], place: Place, checkpoints: bool, stack: ExitStack) -> tuple[dict, Account]:
-    """Name in an archive -> file, and whose they are. Unfinished runs are held until `stack` is closed."""
+def _files_of(
+    run_ids: Collection[str], place: Place, checkpoints: bool, stack: ExitStack
+) -> tuple[dict[str, Path], Account, list[Lease]]:
+    """Name in an archive -> file, and whose they are. Unfinished runs are held, by the leases, until `stack` is closed."""
     entries, results = {path.parent.name for path in place.store.glob("[!.]*/spec.json")}, results_in(place.results)
     if missing := sorted(set(run_ids) - entries - results):
         raise ValueError(
             f"Nothing of {missing[0]} in {place.store} or {place.results}/runs. Give ids of runs, or none for all."
         )
     files: dict[str, Path] = {}
-    account = Account()
+    account, leases = Account(), []
     for run_id in sorted(run_ids or entries | results):
         folder, result = place.store / run_id, result_path(place.results, run_id)
         names: tuple[str, ...] = FINISHED if (folder / "done.json").exists() else ()
@@ -175,14 +183,45 @@ def _files_of(run_ids: Collection[str], place: Place, checkpoints: bool, stack: 
         elif not checkpoints:
             account.left_out[run_id] = "unfinished (--checkpoints takes them along)"
             continue
-        elif stack.enter_context(leased(RunFolder(place.store, _run(folder / "spec.json", run_id)))) is None:
+        elif (lease := stack.enter_context(leased(RunFolder(place.store, _run(folder / "spec.json", run_id))))) is None:
             account.left_out[run_id] = "being trained"
             continue
         else:
             names = UNFINISHED
             account.unfinished.append(run_id)
+            leases.append(lease)
         files |= {f"store/{run_id}/{name}": folder / name for name in names if (folder / name).exists()}
-    return files, account
+    stack.enter_context(_beaten(leases))
+    return files, account, leases
+
+
+@contextmanager
+def _beaten(leases: list[Lease]) -> Iterator[None]:
+    """From a thread, since one file can take minutes. Who lost a lease learns it from `_refuse_lost`."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT_SECONDS):
+            for lease in leases:
+                with contextlib.suppress(LeaseLost, OSError):
+                    lease.beat()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _refuse_lost(leases: list[Lease]) -> None:
+    """For when all is copied: nobody else wrote meanwhile."""
+    try:
+        for lease in leases:
+            lease.check()
+    except LeaseLost as lost:
+        raise OSError(f"{lost} Start again; a run that is being trained is left out.") from None
 
 
 def _member(name: str, num_bytes: int) -> tarfile.TarInfo:
@@ -354,6 +393,11 @@ def _put(account: Account, aside: _Aside, place: Place) -> None:
                         raise ValueError(
                             f"{target.name} is being trained here. Nothing was imported; wait for it, or stop it."
                         )
+                if (target / "done.json").exists() or target.is_file():  # it was not when they were compared
+                    raise ValueError(
+                        f"{target.name.removesuffix('.json')} was finished here meanwhile. Nothing was imported; import again."
+                    )
+                if target.is_dir():
                     os.rename(target, begun := source.with_name(f"{source.name}.begun"))
                     done.append((target, begun))
                 os.rename(source, target)

@@ -252,6 +252,12 @@ class TrainState:
         drawn = [draw.sample((count, *shape), generator(seed, f"{purpose}/{name}", *counters)) for seed, count in pairs]
         return torch.cat(drawn).to(self.device, self.flat.dtype)
 
+    def rate_divisor(self, group: Group) -> Tensor | float:
+        """What methods divide a group's learning rate by, [S], as if its norm were so much larger: their slots of that name."""
+        return prod(
+            (slots[key] for slots in self.slots.values() if (key := f"rate_divisor/{group.name}") in slots), start=1.0
+        )
+
     def fresh(self, name: str, purpose: str = "init", *counters: int, shape: tuple[int, ...] | None = None) -> Tensor:
         """A new draw [S, ...] from the initial distribution of a parameter.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nap_bench import plan
-from nap_bench.jobs import DONE, STOPPED, STOPS, Job, Suite, attempt, check_device
+from nap_bench.jobs import DONE, HELD, STOPPED, STOPS, Job, Suite, attempt, check_device, say
 from nap_bench.store import RunFolder
 
 PLACES = {"--store": "store", "--results": "results", "--plan": "config/plan.jsonl"}
@@ -80,6 +80,8 @@ def lead(jobs: list[Job], *, suite: Suite, data_dir: str | None, device: str, co
             continue
         control.ranks.told(index)
         ended = attempt(job, data_dir=data_dir, device=device, control=control, suite=suite)
+        if ended == HELD:
+            say(f"together: another process holds {job.run_id}. Start again once it has ended.")
         if ended != DONE:  # the others are in the middle of the run: they end with this process
             return 75 if ended == STOPPED else 1
     control.ranks.told(None)

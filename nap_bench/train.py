@@ -75,7 +75,9 @@ def diagnose(state: TrainState, acts: dict[str, Tensor], before_SP: Tensor) -> d
         found[f"probe/norm/{group.name}"] = state.group_norm(group)
         found[f"probe/relative_update/{group.name}"] = state.group_norm(group, state.flat.detach() - before_SP) / norm_S
         found[f"probe/effective_learning_rate/{group.name}"] = norms.effective_learning_rate(
-            state.optimizer.rate, norm_S, steps_are_normalised=state.optimizer.steps_are_normalised
+            state.optimizer.rate,
+            norm_S * state.rate_divisor(group),
+            steps_are_normalised=state.optimizer.steps_are_normalised,
         )
     hidden = [g.name for g in state.groups if Role.OUTPUT not in {state.roles[name] for name in g.members}]
     for quantity in ("effective_learning_rate", "relative_update"):
@@ -91,8 +93,7 @@ def prepared(run: Run, shapes: Shapes, device: str) -> tuple[TrainState, Stack]:
     if reason := stack.why_not(run):
         raise ValueError(f"Run {run.run_id} cannot exist: {reason}")
     state = build(stack.transform_model(run.model), run.optimizer, run.seeds, shapes, device, run.precision)
-    for method in stack:
-        state.slots[method.name] = method.setup(state)
+    stack.setup(state)
     return state, stack
 
 
@@ -153,7 +154,8 @@ def summed(seen: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | N
 def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, control: Control) -> dict:
     """Train a block of seeds to its end, going on from a checkpoint if there is one; returns status and cost.
 
-    Writes metrics.csv and checkpoint in the run's folder. Raises Interrupted after a stop was asked for.
+    Writes metrics.csv and checkpoint in the run's folder. Raises Interrupted after a stop was asked for, ValueError where a
+    checkpoint was made on other data.
     """
     session = Session(run, folder, device, control)
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
@@ -161,6 +163,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     state, stack = prepared(run, benchmark.shapes, device)
     state.ranks = control.ranks
     data = benchmark.load(data_dir, device)
+    identity = benchmark.identity(data)
     refuse_pieces(run, stack, benchmark, control)
     flow = Flow(state) if benchmark.flow else None
     online = Online.empty(state)
@@ -169,6 +172,11 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         online = Online(*saved["online"])
         if flow:
             flow.memory = saved["flow"]
+        if saved.get("data") != identity:
+            raise ValueError(
+                f"The run began on other data: bring them back, or delete the checkpoint {folder.checkpoint}."
+            )
+    num_planned = saved["num_planned"] if saved else 0  # forward passes of the batches themselves
     eval_steps, total, per_task = benchmark.eval_steps(), benchmark.num_steps, benchmark.steps_per_task
 
     def log(name: str, values_S: Tensor) -> None:
@@ -177,7 +185,8 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
 
     def content() -> dict:
         sums = (online.loss_S, online.correct_S, online.num_steps)
-        return {"state": state.state_dict(), "online": sums, "flow": flow and flow.memory}
+        kept = {"state": state.state_dict(), "online": sums, "flow": flow and flow.memory}
+        return kept | {"data": identity, "num_planned": num_planned}
 
     session.begin(state.step)
     while state.step < total:
@@ -190,6 +199,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         before_SP = state.flat.detach().clone() if flow or step + 1 in eval_steps else None
         seen: list[tuple[Tensor, Tensor | None]] = []
         update.grad_step(state, micro_losses(state, stack, benchmark, inputs, y_SB, seen), stack)
+        num_planned += len(seen)
         losses_S, accuracy_S = seen[0] if len(seen) == 1 else summed(seen)
         if state.ranks is not None:
             losses_S, accuracy_S = state.ranks.summed(losses_S), state.ranks.summed(accuracy_S)
@@ -221,6 +231,5 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
 
         session.after(state.step, total, content)
 
-    per_update = benchmark.micro_batches // (1 if state.ranks is None else state.ranks.size)
-    ended = result(session, state, total, extra_forward_passes=state.num_forwards - total * per_update)
-    return ended | ({"data": identity} if (identity := benchmark.identity(data)) else {})
+    ended = result(session, state, total, extra_forward_passes=state.num_forwards - num_planned)
+    return ended | ({"data": identity} if identity else {})

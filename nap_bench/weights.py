@@ -45,12 +45,13 @@ def normalised(log_ratio_SN: Tensor) -> Tensor:
 def conditional(log_ratio_SN: Tensor, advantage_SN: Tensor, clip: Clip) -> Tensor:
     """The gradient of PPO's mean of min(r A, clip(r) A) (Schulman et al. 2017): r_i / N, or 0 where the clip is active.
 
-    It is where r > high and A > 0, or r < low and A < 0, and nowhere else: a large ratio of a bad example counts in full.
+    It is where r > high and A > 0, or r < low and A < 0, and nowhere else: a large ratio of a bad example counts in full. An
+    example without advantage counts nothing, however large its ratio (infinity times zero would be no number).
     """
     low, high = clip
     ratio_SN = log_ratio_SN.exp()
     is_active_SN = ((advantage_SN > 0) & (ratio_SN > high)) | ((advantage_SN < 0) & (ratio_SN < low))
-    return torch.where(is_active_SN, 0.0, ratio_SN) / ratio_SN.shape[1]
+    return torch.where(is_active_SN | (advantage_SN == 0), 0.0, ratio_SN) / ratio_SN.shape[1]
 
 
 def unconditional(log_ratio_SN: Tensor, advantage_SN: Tensor, clip: Clip) -> Tensor:

@@ -20,7 +20,14 @@ from nap_bench.data.tokens import as_rows
 from nap_bench.rng import generator
 from nap_bench.spec import nearest
 
-KNOWN = ("c4", "topics")
+TOKENIZER_ADVICE = {
+    "c4": "Put the wanted one into DATA_DIR/c4/tokenizer.json and pack the text anew with `nap-bench data c4`",
+    "topics": "It comes from the words of the Python that runs: take the Python of the wanted one, or tokenizer=None",
+}
+LENGTH_ADVICE = {
+    "c4": "Put more shards into DATA_DIR/c4/en, or none at all, and run `nap-bench data c4`",
+    "topics": "Ask for fewer train_tokens, or a shorter length",
+}
 STEPS_PER_CHUNK = 1024
 """Which strings a batch is made of is drawn for this many steps at a time."""
 TOKENS_AT_ONCE = 8192
@@ -84,8 +91,8 @@ class Language(SupervisedBenchmark):
     eval_strings: int = 4
 
     def __post_init__(self) -> None:
-        if self.dataset not in KNOWN:
-            raise ValueError(nearest(self.dataset, KNOWN, f"dataset of {self.name}"))
+        if self.dataset not in TOKENIZER_ADVICE:
+            raise ValueError(nearest(self.dataset, TOKENIZER_ADVICE, f"dataset of {self.name}"))
         names = ("length", "num_evaluations", "steps_per_evaluation", "batch_size", "micro_batches", "eval_strings")
         for name in (*names, "train_tokens", "eval_tokens"):
             value = getattr(self, name)
@@ -130,19 +137,20 @@ class Language(SupervisedBenchmark):
 
     def load(self, data_dir: str | None, device: str) -> Texts:
         corpus = c4.load(data_dir) if self.dataset == "c4" else topics.load(self.vocabulary)
-        for what, wanted, found in (
-            ("of another vocabulary: wanted tokens", self.vocabulary, corpus.vocabulary),
-            ("another one: wanted sha256", self.tokenizer or corpus.about["tokenizer"], corpus.about["tokenizer"]),
-        ):
-            if wanted != found:
-                raise ValueError(
-                    f"{self.name}: the tokenizer of {self.dataset} is {what} {wanted}, found {found}. Put the wanted one into "
-                    f"DATA_DIR/c4/tokenizer.json and pack the text anew with `nap-bench data c4`."
-                )
+        if self.vocabulary != corpus.vocabulary:
+            raise ValueError(
+                f"{self.name} wants a vocabulary of {self.vocabulary} tokens; {self.dataset} is packed with {corpus.vocabulary}, "
+                f"always. Ask for vocabulary={corpus.vocabulary}."
+            )
+        if (self.tokenizer or corpus.about["tokenizer"]) != corpus.about["tokenizer"]:
+            raise ValueError(
+                f"{self.name}: the tokenizer of {self.dataset} is another one: wanted sha256 {self.tokenizer}, found "
+                f"{corpus.about['tokenizer']}. {TOKENIZER_ADVICE[self.dataset]}."
+            )
         if (self.train_tokens or self.length + 1) > len(corpus.train):
             raise ValueError(
                 f"{self.name} wants {self.train_tokens or self.length + 1:,} tokens to train on; {self.dataset} has "
-                f"{len(corpus.train):,}. Put more shards into DATA_DIR/c4/en, or none at all, and run `nap-bench data c4`."
+                f"{len(corpus.train):,}. {LENGTH_ADVICE[self.dataset]}."
             )
         rows = {
             name: as_rows(np.asarray(tokens), corpus.end, self.length, self.eval_tokens)

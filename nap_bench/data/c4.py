@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nap_bench.data import text
 from nap_bench.data.download import say_line, whole
-from nap_bench.data.tokens import Corpus, Packed, Tokenizer, opened, pack, train_tokenizer
+from nap_bench.data.tokens import Corpus, Packed, Tokenizer, fingerprint, opened, pack, train_tokenizer
 
 VOCABULARY = 32_000
 """T5's, which was made for C4; the paper's is not given."""
@@ -45,6 +45,8 @@ def download(data_dir: str | Path, *, say: Callable[[str], object] = say_line) -
         paths = evaluation_set.find(root)
         if paths is None:
             say(f"{name}: no {' or '.join(names[0] for names in evaluation_set.choices)}: evaluation goes without it")
+            for suffix in ("json", "bin", "ids"):  # packed before: its documents are no longer left out of training
+                (folder / f"{name}.{suffix}").unlink(missing_ok=True)
         else:
             sets[name] = (partial(evaluation_set.read, *paths), _sources(paths))
     known: set[bytes] = set()
@@ -95,16 +97,28 @@ def _texts(data_dir: str | Path | None) -> dict[str, Packed]:
     tokenizers = {text_.about["made_of"]["tokenizer"] for text_ in packed.values()}
     if len(tokenizers) > 1:
         raise ValueError(f"C4: the texts in {folder} were packed with different tokenizers; {ADVICE} anew.")
+    evaluated = set().union(*(text_.ids() for name, text_ in packed.items() if name != TRAIN))
+    if packed[TRAIN].about["made_of"]["left_out"] != fingerprint(evaluated):
+        raise ValueError(
+            f"C4: {folder / TRAIN}.bin was packed beside other evaluation sets than lie there: it may hold their documents; "
+            f"{ADVICE} anew."
+        )
     return packed
 
 
 def verify(data_dir: str | Path | None) -> dict[str, Path]:
-    """Name -> packed file, all there and of the right length. Raises ValueError naming what is missing, and what to do."""
-    return {name: packed.bin for name, packed in _texts(data_dir).items()}
+    """Name -> packed file, all there and read whole. Raises ValueError naming what is missing or damaged, and what to do."""
+    texts = _texts(data_dir)
+    for name, packed in texts.items():
+        if not packed.is_whole():
+            raise ValueError(
+                f"{packed.bin}: other tokens than were packed: damaged. Delete {packed.folder / name}.json; {ADVICE} anew."
+            )
+    return {name: packed.bin for name, packed in texts.items()}
 
 
 def load(data_dir: str | Path | None) -> Corpus:
-    """Raises ValueError as `verify`."""
+    """Raises ValueError as `verify`, but reads no tokens."""
     packed = _texts(data_dir)
     train = packed.pop(TRAIN)
     about = {"tokenizer": train.about["made_of"]["tokenizer"], TRAIN: train.about["sha256"]}

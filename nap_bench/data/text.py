@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -111,7 +112,7 @@ def rows(path: Path, keys: Sequence[str]) -> Iterator[dict]:
                 if missing := [key for key in keys if key not in row]:
                     raise ValueError(f"no {', '.join(missing)} in it")
                 yield row
-    except (EOFError, OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(
             f"Cannot read {path} after line {number}: {error} ({path.stat().st_size:,} bytes: truncated or damaged). Fetch it "
             f"again."

@@ -73,6 +73,8 @@ class Tokenizer:
             self.library = Library.from_str(text)
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"{where} holds no tokenizer of the tokenizers library: {error}.") from None
+        self.library.no_truncation()
+        self.library.no_padding()
         self.library.encode_special_tokens = True  # a document that spells the end token does not end there
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
         self.vocabulary = self.library.get_vocab_size()
@@ -135,18 +137,24 @@ class Packed:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.about["sha256"]
 
 
+def fingerprint(ids: Iterable[bytes]) -> str:
+    """Of a set of documents, whatever their order."""
+    return hashlib.sha256(b"".join(sorted(ids))).hexdigest()
+
+
 def opened(folder: Path, name: str) -> Packed | None:
     """A packed text that is there; None if it is not. Raises ValueError if it is truncated."""
     said = folder / f"{name}.json"
     if not said.is_file():
         return None
     packed = Packed(folder, name, json.loads(said.read_text()))
-    wanted = packed.about["num_tokens"] * np.dtype(packed.about["dtype"]).itemsize
-    found = packed.bin.stat().st_size if packed.bin.is_file() else 0
-    if found != wanted:
-        raise ValueError(
-            f"{packed.bin}: wanted {wanted:,} bytes, found {found:,}: truncated. Delete {said}: the text is packed anew."
-        )
+    num_bytes = packed.about["num_tokens"] * np.dtype(packed.about["dtype"]).itemsize
+    for path, wanted in ((packed.bin, num_bytes), (folder / f"{name}.ids", 8 * packed.about["num_documents"])):
+        found = path.stat().st_size if path.is_file() else 0
+        if found != wanted:
+            raise ValueError(
+                f"{path}: wanted {wanted:,} bytes, found {found:,}: truncated. Delete {said}: the text is packed anew."
+            )
     return packed
 
 
@@ -169,7 +177,7 @@ def pack(
         "tokenizer": tokenizer.sha256,
         "sources": sources,
         "limit": limit,
-        "left_out": hashlib.sha256(b"".join(sorted(leave_out))).hexdigest(),
+        "left_out": fingerprint(leave_out),
     }
     there = opened(folder, name)
     if there is not None and there.about["made_of"] == made_of:

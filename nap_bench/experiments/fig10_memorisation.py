@@ -215,6 +215,7 @@ CLAIMS = (
         margin=0.05,
         unit=_UNIT,
         measurements=(_against_the_first("NaP, late - first", "nap", falls=False),),
+        paper_claim=17,
     ),
     Claim(
         id="projection_alone_or_decay_learns_late_strings_as_fast_as_the_first",
@@ -227,6 +228,7 @@ CLAIMS = (
             _against_the_first("projection only, late - first", "projection_only", falls=False),
             _against_the_first("LN + weight decay, late - first", "ln_weight_decay", falls=False),
         ),
+        paper_claim=17,
     ),
     Claim(
         id="an_unregularised_scale_slows_learning",

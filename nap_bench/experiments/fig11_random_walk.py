@@ -132,6 +132,7 @@ CLAIMS = (
         margin=0.05,
         unit=UNIT,
         measurements=(_no_more_than_at_the_start(100),),
+        paper_claim=19,
     ),
     Claim(
         id="nor_do_they_in_ten_dimensions",

@@ -402,6 +402,7 @@ CLAIMS = (
         margin=0.02,
         unit=_UNIT,
         measurements=(_better("redo without NaP - with", "redo", "redo+nap"),),
+        paper_claim=11,
     ),
     Claim(
         id="regenerative_and_redo_are_best_without_nap",

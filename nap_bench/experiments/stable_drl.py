@@ -252,7 +252,7 @@ CLAIMS = (
     Claim(
         id="conditional_clipping_collapses_under_noise",
         source=_SOURCE,
-        sentence="With ratios from one mask each, conditional clipping collapses and StableDRL does not.",
+        sentence="With ratios from one mask each, conditional clipping collapses in more seeds than StableDRL does.",
         kind="superiority",
         margin=0.25,
         unit="share of seeds that collapsed",
@@ -280,9 +280,9 @@ CLAIMS = (
         measurements=(_paired("last quarter - first bin", "stable", "stable", against_measure="first_reward"),),
     ),
     Claim(
-        id="noise_of_the_ratios_is_the_cause",
+        id="common_masks_help_conditional_clipping",
         source=_SOURCE,
-        sentence="Conditional clipping ends at a higher reward where both sides of a ratio are estimated by the same mask.",
+        sentence="Conditional clipping ends at a higher reward where both sides of a ratio share a mask and its noise.",
         kind="superiority",
         margin=0.1,
         unit=_UNIT,
@@ -291,7 +291,7 @@ CLAIMS = (
     Claim(
         id="more_masks_are_better_for_conditional_clipping",
         source=_SOURCE,
-        sentence="The less noisy the ratio, the better for conditional clipping: sixteen masks against one.",
+        sentence="Conditional clipping is better with sixteen masks, in ratio and gradient, than with one.",
         kind="superiority",
         margin=0.05,
         unit=_UNIT,

@@ -243,6 +243,7 @@ CLAIMS = (
         margin=0.0,
         unit=_UNIT,
         measurements=tuple(_paired(f"{name}: NaP - baseline", "nap", "baseline", name) for name in TRANSFER),
+        paper_claim=16,
     ),
     Claim(
         id="every_arm_beats_a_bigram_model",

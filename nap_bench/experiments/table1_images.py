@@ -227,6 +227,7 @@ CLAIMS = (
         margin=MARGIN,
         unit=_UNIT,
         measurements=_costs_nothing(IMAGENET),
+        paper_claim=16,
     ),
     Claim(
         id="layer_norm_before_batch_norm_costs_no_accuracy",

@@ -31,12 +31,14 @@ class Method(Component):
       was given in `state.fed`; a `loss_penalty` is then asked for while they are attached, and goes backward with the loss.
     told_of_tasks: `on_task_boundary` is called. Methods that do not declare it never learn of a task switch.
     edits_at_boundaries: its `on_task_boundary` edits parameters, so every method's `restore` runs once afterwards.
+    moves_start: its `setup` edits parameters, so it comes before those of methods that remember where the run started.
     """
 
     phase: ClassVar[Phase] = Phase.RESET
     needs_acts: ClassVar[bool] = False
     told_of_tasks: ClassVar[bool] = False
     edits_at_boundaries: ClassVar[bool] = False
+    moves_start: ClassVar[bool] = False
 
     def why_not(self, run: Run) -> str | None:
         """Why this cell cannot exist, or None. Printed and reported, never silent. run.model is as the stack edited it."""
@@ -83,6 +85,11 @@ class Stack:
 
     def __iter__(self):
         return iter(self.methods)
+
+    def setup(self, state) -> None:
+        """Every method's slots, at the initial point: first of the methods that move it."""
+        for method in sorted(self.methods, key=lambda method: not method.moves_start):
+            state.slots[method.name] = method.setup(state)
 
     def _overriding(self, hook: str) -> list[Method]:
         """The methods that define a hook: a loop over it costs nothing where none does."""

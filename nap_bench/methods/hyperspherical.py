@@ -16,6 +16,9 @@ from nap_bench.models.blocks import lengths
 from nap_bench.models.roles import Role
 from nap_bench.spec import ModelSpec, Run
 
+RESETS = ("continual_backprop", "full_reset", "layer_reset", "redo", "regrama", "snr")
+"""Methods that draw units anew, with the factor of the initial distribution."""
+
 
 @dataclass(frozen=True)
 class Hyperspherical(Method):
@@ -30,6 +33,7 @@ class Hyperspherical(Method):
 
     name: ClassVar[str] = "hyperspherical"
     phase: ClassVar[Phase] = Phase.PROJECT
+    moves_start: ClassVar[bool] = True
 
     radius: float = 1.0
     scale: bool = True
@@ -46,6 +50,9 @@ class Hyperspherical(Method):
             return None
         if run.model.family not in (*UNIT_SCALED, "rainbow"):
             return f"it is not said what the units of a {run.model.family}'s embeddings and stream are"
+        resets = [part.name for part in run.methods if part.name in RESETS]
+        if self.scale and self.radius != 1.0 and resets:
+            return f"{resets[0]} draws units for radius 1, found {self.radius}"
         if self.scale and run.model.family not in UNIT_SCALED:
             return f"no layer of a {run.model.family} has a learned factor: scale=False, beside a norm, can be"
         return None

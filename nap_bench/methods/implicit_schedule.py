@@ -51,7 +51,7 @@ class ImplicitSchedule(Method):
 
     def setup(self, state) -> dict[str, Tensor]:
         ones = torch.ones(len(state.seeds), device=state.device, dtype=state.flat.dtype)
-        return {group.name: ones.clone() for group in self._groups(state)}
+        return {f"rate_divisor/{group.name}": ones.clone() for group in self._groups(state)}
 
     def _groups(self, state):
         return [g for g in state.groups if Role.OUTPUT not in {state.roles[name] for name in g.members}]
@@ -61,7 +61,7 @@ class ImplicitSchedule(Method):
         """The twin's weights and gradient, for the optimizer's step. They stay until `nap` projects."""
         divides = self.gradients or not state.optimizer.steps_are_normalised
         for group in self._groups(state):
-            c_S = state.slots[self.name][group.name]
+            c_S = state.slots[self.name][f"rate_divisor/{group.name}"]
             for name in group.members:
                 weight = state.params[name].detach()
                 c = c_S.view(-1, *[1] * (weight.dim() - 1))
@@ -74,9 +74,9 @@ class ImplicitSchedule(Method):
         slots, targets, groups = state.slots[self.name], state.slots["nap"], self._groups(state)
         if self.rescale == "layer":
             for group in groups:
-                slots[group.name].copy_(state.group_norm(group) / targets[group.name])
+                slots[f"rate_divisor/{group.name}"].copy_(state.group_norm(group) / targets[group.name])
             return
         now = torch.stack([state.group_norm(group) for group in groups]).square().sum(dim=0).sqrt()
         start = torch.stack([targets[group.name] for group in groups]).square().sum(dim=0).sqrt()
         for group in groups:
-            slots[group.name].copy_(now / start)
+            slots[f"rate_divisor/{group.name}"].copy_(now / start)

@@ -32,6 +32,7 @@ class Parseval(Method):
     """
 
     name: ClassVar[str] = "parseval"
+    moves_start: ClassVar[bool] = True
 
     coef: float = 1e-3
     scale: float = 2.0

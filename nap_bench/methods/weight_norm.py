@@ -24,6 +24,7 @@ class WeightNorm(Method):
     """
 
     name: ClassVar[str] = "weight_norm"
+    moves_start: ClassVar[bool] = True
 
     def why_not(self, run: Run) -> str | None:
         if run.model.family not in UNIT_SCALED:

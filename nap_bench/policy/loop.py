@@ -17,6 +17,8 @@ from torch import Tensor
 from nap_bench import update, weights
 from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.benchmarks.diffusion_policy import DiffusionPolicy
+from nap_bench.data import puzzles
+from nap_bench.data.images import sha256
 from nap_bench.methods.base import Stack
 from nap_bench.policy.diffusion import drawn_masks, elbo, hidden, sample
 from nap_bench.rng import generator
@@ -212,4 +214,5 @@ def optimise(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, 
             write_down(inputs, before_SP)
         session.after(state.step, total, content)
 
-    return result(session, state, total, extra_forward_passes=asked_forwards)
+    data = {"data": {"help topics": sha256(puzzles.text())}} if benchmark.text else {}
+    return result(session, state, total, extra_forward_passes=asked_forwards) | data

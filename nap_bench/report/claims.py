@@ -256,9 +256,9 @@ def decide(kind: str, margin: float, low: float, high: float) -> str:
 
 
 def overall(verdicts: Iterable[str]) -> str:
-    """The verdict of a claim from those of its measurements: all must hold."""
+    """The verdict of a claim from those of its measurements: all must hold, so one that is contradicted settles it."""
     verdicts = set(verdicts)
-    return next(verdict for verdict in (NOT_RUN, CONTRADICTED, INCONCLUSIVE, SUPPORTED) if verdict in verdicts)
+    return next(verdict for verdict in (CONTRADICTED, NOT_RUN, INCONCLUSIVE, SUPPORTED) if verdict in verdicts)
 
 
 def phrase(verdict: str, scale: str) -> str:

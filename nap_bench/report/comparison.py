@@ -5,7 +5,8 @@ Scores of different tasks are put on one scale, here and nowhere else:
     normalised = (score - chance) / (best - chance)
 
 chance: what guessing reaches, best: what cannot be surpassed (1 for an accuracy). Returns come normalised by their exhibits
-(0 a policy that does not look or acts at random, 1 the best policy, or a human on Atari). A diverged seed counts as 0.
+(0 a policy that does not look or acts at random, 1 the best policy, or a human on Atari). A diverged seed counts as the
+score 0, so as -chance / (best - chance): worse than guessing, for no finite accuracy is below it.
 
 Methods are compared within a group of tasks, on the seeds and tasks that all of them have results of: no method is compared by
 what another was not asked. Aggregates and their intervals are those of Agarwal et al. 2021, over seeds and tasks together,
@@ -62,12 +63,19 @@ class Task:
 
     def normalised(self, value: float, scale: str) -> float:
         chance = self.chance if isinstance(self.chance, int | float) else self.chance[scale]
-        return (value - chance) / (self.best - chance) if math.isfinite(value) else 0.0
+        return ((value if math.isfinite(value) else 0.0) - chance) / (self.best - chance)
 
 
 _ONLINE = "average_online_accuracy"
 RELABELLED = Task(label="re-drawn labels", exhibit="interactions", setting="random_labels", measure=_ONLINE)
-CLASSES = Task(label="more and more classes", exhibit="interactions", setting="class_incremental", measure=_ONLINE)
+CLASSES = Task(
+    label="more and more classes",
+    exhibit="interactions",
+    setting="class_incremental",
+    measure=_ONLINE,
+    chance=sum(1 / classes for classes in (2, 4, 6, 8, 10)) / 5,
+)
+"""Chance: the mean over a round's tasks, which are as long as each other; at every scale the rounds are whole."""
 TASKS = (
     RELABELLED,
     CLASSES,
@@ -158,6 +166,10 @@ def _group(group: Group, scores: Mapping[str, Scores], scale: str) -> dict[str, 
     shared = ordered(set.intersection(*(set(values) for *_, values in columns))) if columns else []
     if len(shared) < 2:
         return None
+    without: dict[tuple[str, ...], list[str]] = {}
+    for arm in ordered(set().union(*(values for *_, values in columns)) - set(shared)):
+        lacking = tuple(label for label, *_, values in columns if arm not in values)
+        without.setdefault(lacking, []).append(look(arm).label)
     seeds_T = [sorted(set.intersection(*(set(values[arm]) for arm in shared))) for *_, values in columns]
     num_seeds = min(map(len, seeds_T))
     if not num_seeds:
@@ -192,8 +204,9 @@ def _group(group: Group, scores: Mapping[str, Scores], scale: str) -> dict[str, 
             for label, task, setting, _ in columns
         ],
         "absent": absent,
+        "without": without,
         "num_seeds": num_seeds,
-        "dropped": max(map(len, seeds_T)) - num_seeds,
+        "dropped": max(len(values[arm]) for *_, values in columns for arm in shared) - num_seeds,
         "arms": best_first,
         "scores": {arm: scores_by[arm] for arm in best_first},
         "diverged": diverged,
@@ -338,7 +351,7 @@ def drawn(
         ylim=(0.0, 1.0),
     )
     return {
-        **{key: group[key] for key in ("name", "title", "tasks", "absent", "num_seeds", "dropped")},
+        **{key: group[key] for key in ("name", "title", "tasks", "absent", "without", "num_seeds", "dropped")},
         "list_tasks": len(group["tasks"]) <= MOST_TASKS_LISTED and len(group["tasks"]) > 1,
         "rows": rows,
         "pools": [name for name, _ in POOLS.values()],
@@ -385,18 +398,21 @@ def _cell(found: stats.Interval, limits: tuple[float, float]) -> dict[str, Any]:
 
 
 def _matrix(arms: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the probability that the row's method beats the column's on a task drawn at random, in per cent."""
+    """Rows of the probability that the row's method beats the column's on a task drawn at random, in per cent.
+
+    sure: the pair's adjusted p is below ALPHA.
+    """
     known = {}
     for pair in pairs:
         i = pair["improvement"]
-        known[pair["a"], pair["b"]] = (i.estimate, i.low, i.high)
-        known[pair["b"], pair["a"]] = (1 - i.estimate, 1 - i.high, 1 - i.low)
+        sure = pair["adjusted"] < ALPHA
+        known[pair["a"], pair["b"]] = (i.estimate, i.low, i.high, sure)
+        known[pair["b"], pair["a"]] = (1 - i.estimate, 1 - i.high, 1 - i.low, sure)
 
     def cell(a: str, b: str) -> dict[str, Any] | None:
         if a == b:
             return None
-        estimate, low, high = known[a, b]
-        sure = low > 0.5 or high < 0.5
+        estimate, low, high, sure = known[a, b]
         span = f"{low:.2f} to {high:.2f}" if math.isfinite(low) else ""
         return {"text": f"{100 * estimate:.0f}", "share": round(estimate, 2), "sure": sure, "span": span}
 

@@ -136,6 +136,30 @@ GLOSSARY: dict[str, Entry] = {
         "#{units off} / d",
         "Lower keeps more units alive.",
     ),
+    "collapse": Entry(
+        "collapse",
+        "Share of seeds whose mean reward over the last quarter is below half of their best mean over an eighth, or that diverged.",
+        "mean over seeds of [last quarter < best eighth / 2]",
+        "What was learned, or was there at the start, was lost. A policy that never had a reward cannot collapse.",
+    ),
+    "effective_sample_size": Entry(
+        "effective sample size",
+        "How many of a batch's examples count, as a share of the batch, by the weights that a rule gives them (Kish 1965).",
+        "(\u03a3 w)\u00b2 / (N \u03a3 w\u00b2)",
+        "1: all count alike; 1/N: one example decides the update; 0: none counts.",
+    ),
+    "drift": Entry(
+        "drift",
+        "How far a policy has gone from the pre-trained one: mean difference of the bounds on its completions, by the same masks.",
+        "mean (ELBO under the policy \u2212 ELBO under the reference), nats per completion",
+        "0: nowhere. Were the bounds tight, it would be the Kullback-Leibler divergence; as they are not, it can be negative.",
+    ),
+    "spikes": Entry(
+        "spikes",
+        "Share of a seed's bins whose largest gradient norm is above five times the median over its bins of their mean norms.",
+        "#{bins: max \u2016g\u2016 > 5 median of mean \u2016g\u2016} / bins",
+        "Lower is calmer. Gradient norms are compared with the seed's own, so arms of other sizes stand beside each other.",
+    ),
     "normalised_return": Entry(
         "normalised return",
         "Return less that of a policy that does not look, over what the best policy gains.",
@@ -152,7 +176,7 @@ GLOSSARY: dict[str, Entry] = {
         "normalised score",
         "A score of any task between chance and the best there can be, so that tasks can be pooled.",
         "(score \u2212 chance) / (best \u2212 chance)",
-        "0: guessing, 1: perfect. A diverged seed counts as 0.",
+        "0: guessing, 1: perfect. A diverged seed counts as the score 0: \u2212chance / (best \u2212 chance), the worst possible.",
     ),
     "iqm": Entry(
         "IQM",

@@ -32,7 +32,8 @@ CAPTIONS = {
     "curves": "Small plots: a task each, lines as in curves.",
     "pooled": "Pooled rows: seeds and tasks together, the bar a 95 % interval from the bootstrap stratified by task; tasks x seeds "
     "at the right, only tasks of which every arm has results.",
-    "profile": "Profiles: the share of seeds and tasks above x, the band a 95 % interval from the bootstrap stratified by task.",
+    "profile": "Profiles: the share of seeds and tasks above x, the band a 95 % interval from the bootstrap stratified by task; "
+    "where the share is 0 or 1 it has no width, which is no certainty.",
     "map": "Maps: mean paired difference over the seeds that diverged on neither side; bold with a dot where its 95 % "
     "interval excludes zero.",
 }
@@ -109,7 +110,7 @@ def collect(
         for name, exhibit in exhibits.items()
     ]
     every = {**(modules or {}), **exhibits}
-    paper_rows = paper_claims.rows(sections, every, scales or {})
+    paper_rows = paper_claims.rows(scale, sections, every, scales or {})
     own_rows = [
         {**claim, "exhibit": section["name"], "title": section["title"]}
         for section in sections

@@ -8,8 +8,8 @@ rule makes a row's verdict from the claims that measure it, at the scale of the 
     NOT RUN         none of them was decided at this scale
     INCONCLUSIVE    otherwise; so a sentence of which a part was not run is never supported by the rest
 
-"All of them" are the claims of the exhibits that are planned at this scale. Claims of exhibits of other scales are named in the
-row and decide nothing here.
+"All of them" are the claims of the exhibits that are planned at this scale: one that the page leaves out counts as NOT RUN. Claims
+of exhibits of other scales are named in the row and decide nothing here.
 """
 
 from __future__ import annotations
@@ -155,12 +155,12 @@ def measured_by(modules: Mapping[str, Any]) -> dict[int, list[tuple[str, str]]]:
 
 
 def rows(
-    sections: Iterable[Mapping[str, Any]], modules: Mapping[str, Any], scales: Mapping[str, Iterable[str]]
+    scale: str, sections: Iterable[Mapping[str, Any]], modules: Mapping[str, Any], scales: Mapping[str, Iterable[str]]
 ) -> list[dict[str, Any]]:
     """One row per claim of the paper, in its order: number, source, sentence, kind, verdict, the judged claims, and elsewhere.
 
-    sections: of the page, each with name, title and claims as dicts.  modules: every exhibit there is.  scales: exhibit ->
-    scales at which it is planned. elsewhere: exhibits that measure it, but not on this page, with those scales.
+    scale: of the page.  sections: of the page, each with name, title and claims as dicts.  modules: every exhibit there is.
+    scales: exhibit -> scales at which it is planned.  elsewhere: exhibits that measure it, but not on this page, with those scales.
     """
     sections = {section["name"]: section for section in sections}
     found = []
@@ -172,11 +172,12 @@ def rows(
             for claim in sections[name]["claims"]
             if claim["id"] == wanted
         ]
+        left_out = [NOT_RUN for name, _ in measured if name not in sections and scale in scales.get(name, ())]
         found.append(
             {
                 "number": number,
                 **PAPER_CLAIMS[number]._asdict(),
-                "verdict": combined(claim["verdict"] for claim in here),
+                "verdict": combined([*(claim["verdict"] for claim in here), *left_out]),
                 "partial": any(claim["partial"] for claim in here),
                 "claims": here,
                 "elsewhere": [

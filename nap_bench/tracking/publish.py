@@ -474,9 +474,13 @@ def _number(text: str) -> int:
     return int(_sha256(text.encode())[:12], 16)
 
 
-def _views(measures: Sequence[str]) -> dict[str, str]:
-    """MLflow's saved states of an experiment page: cells, the first measure's highest on top; seeds by cell; failed runs."""
-    order = {"orderByKey": f"metrics.`iqm/{measures[0]}`", "orderByAsc": False} if measures else {}
+def _views(measures: Sequence[str], better: Mapping[str, str]) -> dict[str, str]:
+    """MLflow's saved states of an experiment page: cells, the first measure's best on top; seeds by cell; failed runs.
+
+    better: "higher" or "lower" of the measures that claims are about; of others the highest is on top.
+    """
+    falling = measures and better.get(measures[0]) == "lower"
+    order = {"orderByKey": f"metrics.`iqm/{measures[0]}`", "orderByAsc": falling} if measures else {}
     by_cell = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "nap.cell"}]}
     columns = {
         "cells": [f"metrics.`{kind}/{measure}`" for measure in measures for kind in ("iqm", "iqm_low", "iqm_high")],
@@ -523,11 +527,13 @@ class _Tracker:
                 f"back with `mlflow experiments restore --experiment-id {found.experiment_id}`, or `mlflow gc` it."
             )
         measures = list(dict.fromkeys(m for scores in _scalar_scores(about.scores).values() for m in scores))[:4]
+        judged = json.loads(about.claims.read_text())["claims"] if about.claims.exists() else []
+        better = {m["measure"]: m["better"] for claim in judged for m in claim["measurements"] if "measure" in m}
         tags = {
             "nap.scale": scale,
             "nap.exhibit": exhibit,
             "mlflow.experimentKind": "custom_model_development",
-            **{f"mlflow.sharedViewState.{key}": state for key, state in _views(measures).items()},
+            **{f"mlflow.sharedViewState.{key}": state for key, state in _views(measures, better).items()},
         }
         if found:
             self.experiment_id, old = found.experiment_id, found.tags
@@ -701,7 +707,9 @@ class _Tracker:
 
 
 def _identity(tags: Mapping[str, str]) -> tuple[str | None, ...]:
-    return tuple(tags.get(key) for key in ("nap.kind", "nap.arm", "nap.setting", "nap.seed"))
+    """What a run of MLflow is about; two failed runs of a cell differ by the run alone."""
+    about = tuple(tags.get(key) for key in ("nap.kind", "nap.arm", "nap.setting", "nap.seed"))
+    return (*about, tags["nap.run_id"]) if about[0] == "failed" else about
 
 
 def _create_database(path: Path) -> None:

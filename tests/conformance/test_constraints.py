@@ -51,8 +51,7 @@ def made(stack: str, net="mlp", seeds=(0, 1), optimizer=None, precision="fp32", 
     spec = methods.transform_model(dataclasses.replace(spec, **edits))
     state = build(spec, Part.of(optimizer or Adam()), seeds, shapes, "cpu", precision)
     state.lr.fill_(0.01)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     return state, methods
 
 
@@ -546,8 +545,7 @@ def test_at_the_size_of_the_cost_table_a_block_equals_each_seed_alone(stack):
         methods = stack_of(parse_stack(stack))
         state = build(methods.transform_model(spec), Part.of(Adam()), seeds, shapes, "cpu")
         state.lr.fill_(0.01)
-        for method in methods:
-            state.slots[method.name] = method.setup(state)
+        methods.setup(state)
         advance(state, methods, 3)
         finals.append(state.flat.detach()[-1])
     assert torch.equal(*finals)

@@ -103,8 +103,7 @@ def make(stack: str, seeds=(0, 1, 2), optimizer=None, device="cpu", net="mlp"):
     part = Part.of(optimizer or Adam())
     state = build(methods.transform_model(NETWORKS[net]), part, tuple(seeds), TASK.shapes, device)
     state.lr.fill_(0.01)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     return state, methods
 
 

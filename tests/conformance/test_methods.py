@@ -19,8 +19,7 @@ NEURAL = ModelSpec(family="mlp", size=(("widths", (4, 3)),))
 def made(stack: str, optimizer=None):
     methods = stack_of(parse_stack(stack))
     state = build(methods.transform_model(NEURAL), Part.of(optimizer or SGD()), (0, 1), ((5,), 2), "cpu")
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     return state, {method.name: method for method in methods}
 
 

@@ -30,8 +30,7 @@ def made(stack: str, *, optimizer=None, seeds=(0, 1), lr=0.1, spec=SPEC, precisi
     part = Part.of(optimizer or SGD())
     state = build(methods.transform_model(spec), part, seeds, SHAPES, "cpu", precision)
     state.lr.fill_(lr)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     return state, methods
 
 

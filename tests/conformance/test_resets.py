@@ -38,8 +38,7 @@ def made(stack: str, net="mlp", seeds=(0, 1), optimizer=None, **edits):
     spec = methods.transform_model(dataclasses.replace(spec, **edits))
     state = build(spec, Part.of(optimizer or Adam()), seeds, shapes, "cpu")
     state.lr.fill_(0.01)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     return state, methods
 
 

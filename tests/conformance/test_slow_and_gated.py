@@ -340,10 +340,12 @@ def test_the_penalty_is_the_squared_distance_to_the_scaled_initial_heads(over_he
     assert torch.allclose(found_S, wanted_S, rtol=1e-5)
 
 
-def test_at_the_start_and_scale_one_heads_and_frozen_heads_agree():
-    state, methods = made("infer(scale=1.0)")
+@pytest.mark.parametrize("beside", ["", "+parseval", "+hyperspherical", "+weight_norm"])
+def test_at_the_start_and_scale_one_heads_and_frozen_heads_agree_whatever_moved_the_start(beside):
+    state, methods = made(f"infer(scale=1.0){beside}")
     update.forward(state, methods, torch.randn(2, 6, 5))
-    assert only(methods).loss_penalty(state).abs().max() == 0.0
+    (infer,) = (method for method in methods if method.name == "infer")
+    assert infer.loss_penalty(state).abs().max() == 0.0
 
 
 def test_the_gradient_of_loss_and_penalty_is_that_of_their_sum():
@@ -402,8 +404,7 @@ def test_penalties_and_resets_of_other_methods_leave_the_heads_alone():
     for stack in ("l2(coef=1.0)", "layer_reset(layers=3)", "shrink_perturb", "regenerative(coef=1.0)"):
         state, _ = made("infer")
         methods = stack_of(parse_stack(stack))
-        for method in methods:
-            state.slots[method.name] = method.setup(state)
+        methods.setup(state)
         state.gradient.zero_()
         heads = state.params["auxiliary.weight"].detach().clone()
         state.step = 1
@@ -468,6 +469,8 @@ def test_a_diverged_seed_does_not_touch_the_others(stack):
         ("nap+implicit_schedule+upgd", "rescales weights between gradient and step"),
         ("nap+implicit_schedule+upgd(gated=False)", None),
         ("hare_tortoise+nap", None),
+        ("redo+hyperspherical(radius=2.0)", "redo draws units for radius 1, found 2.0"),
+        ("redo+hyperspherical", None),
         ("dash+nap(period=3)", None),
     ],
 )

@@ -26,8 +26,7 @@ def losses(stack, optimizer, lr, net="mlp", num_steps=100, precision="fp64"):
     methods = stack_of(parse_stack(stack))
     state = build(methods.transform_model(NETWORKS[net]), Part.of(optimizer), (0, 1), TASK.shapes, "cpu", precision)
     state.lr.fill_(lr)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     data, found = TASK.load(None, "cpu"), []
     for step in range(num_steps):
         inputs, y_SB = TASK.batch(data, state.seeds, step)
@@ -57,6 +56,20 @@ def test_by_layer_with_rescaled_gradients_the_twins_are_one(optimizer, lr, net):
     assert gap("nap+implicit_schedule", optimizer, lr, net=net) < 1e-10
 
 
+def test_the_projected_twin_is_recorded_at_the_free_ones_effective_rate():
+    from nap_bench.train import diagnose
+
+    _, free = losses("layer_norm", Adam(), 3e-3)
+    _, projected = losses("nap+implicit_schedule", Adam(), 3e-3)
+    rates = []
+    for state in (free, projected):
+        found = diagnose(state, {"layer0": torch.ones(2, 4, 24), "layer1": torch.ones(2, 4, 24)}, state.flat.detach().clone())
+        rates.append(found["probe/effective_learning_rate/layer0"])
+    start = 3e-3 / projected.slots["nap"]["layer0"]
+    torch.testing.assert_close(rates[1], rates[0], rtol=1e-9, atol=0.0)
+    assert (rates[1] < 0.95 * start).all(), "it falls, as the free twin's norm grows"
+
+
 def test_for_plain_sgd_the_rate_alone_is_enough():
     assert gap("nap+implicit_schedule(gradients=False)", SGD(), 0.1) < 1e-10
 
@@ -78,9 +91,7 @@ def test_the_projected_twin_keeps_its_norms_and_remembers_the_free_ones():
     for group in projected.groups[:-1]:
         rho = projected.slots["nap"][group.name]
         assert torch.allclose(projected.group_norm(group), rho, rtol=1e-12)
-        assert torch.allclose(
-            projected.slots["implicit_schedule"][group.name] * rho, free.group_norm(group), rtol=1e-10
-        )
+        assert torch.allclose(projected.rate_divisor(group) * rho, free.group_norm(group), rtol=1e-10)
 
 
 @pytest.mark.parametrize(

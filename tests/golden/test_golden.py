@@ -153,8 +153,7 @@ def losses(task: str, stack: str, rule: str) -> list[list[float]]:
     optimizer, lr = OPTIMIZERS[rule]
     state = build(methods.transform_model(spec), Part.of(optimizer), SEEDS, benchmark.shapes, "cpu")
     state.lr.fill_(lr)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     data, found = benchmark.load(None, "cpu"), []
     for step in range(benchmark.num_steps):
         if step and benchmark.task_at(step) != benchmark.task_at(step - 1):

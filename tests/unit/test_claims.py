@@ -345,7 +345,8 @@ def test_a_misspelt_measure_of_an_existing_arm_is_an_error():
         ([SUPPORTED, SUPPORTED], SUPPORTED),
         ([SUPPORTED, INCONCLUSIVE], INCONCLUSIVE),
         ([INCONCLUSIVE, CONTRADICTED, SUPPORTED], CONTRADICTED),
-        ([CONTRADICTED, NOT_RUN], NOT_RUN),
+        ([CONTRADICTED, NOT_RUN], CONTRADICTED),
+        ([SUPPORTED, NOT_RUN], NOT_RUN),
     ],
 )
 def test_a_claim_holds_if_all_its_measurements_hold(verdicts, verdict):

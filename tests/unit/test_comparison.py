@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.experiments import EXPERIMENTS
-from nap_bench.report import comparison, rates, svg
+from nap_bench.report import comparison, page, rates, svg
 from nap_bench.report.comparison import Group, Task, compare, cost, drawn
 from nap_bench.report.scores import Score, Scores
 
@@ -43,7 +44,20 @@ def test_a_score_is_put_between_chance_and_the_best_at_its_scale():
         1.0
     )
     assert second.normalised(0.6, "laptop") == pytest.approx(0.5) and second.normalised(0.5, "paper") == 0.0
-    assert first.normalised(math.nan, "laptop") == 0.0
+
+
+def test_a_diverged_seed_is_worse_than_the_worst_finite_accuracy():
+    for task in TASKS:
+        assert (
+            task.normalised(math.nan, "laptop") == task.normalised(0.0, "laptop") < task.normalised(1e-6, "laptop") < 0
+        )
+
+
+def test_chance_where_classes_become_more_is_the_mean_of_what_guessing_reaches_in_each_task():
+    run = next(run for _, setting, run in EXPERIMENTS["interactions"].runs("laptop") if setting == "class_incremental")
+    stream = run.benchmark.build(BENCHMARKS, "benchmark")
+    chances = [1 / len(stream.classes(0, task)) for task in range(stream.num_tasks)]
+    assert comparison.CLASSES.chance == pytest.approx(np.mean(chances)) != 0.1
 
 
 def test_the_declared_tasks_exist_and_no_chance_is_missing_for_a_scale():
@@ -56,6 +70,7 @@ def test_the_declared_tasks_exist_and_no_chance_is_missing_for_a_scale():
 def test_methods_are_compared_on_the_tasks_that_all_of_them_have():
     both, single = compare(scores(skip={("l2", "two")}), "laptop", GROUPS)
     assert set(both["arms"]) == {"nap", "layer_norm", "baseline"} and set(single["arms"]) == set(LEVELS)
+    assert both["without"] == {("second",): ["L2"]} and single["without"] == {}
     assert both["scores"]["nap"].shape == (6, 2) and single["scores"]["nap"].shape == (6, 1)
     (only,) = compare({"one": scores()["one"]}, "laptop", GROUPS[:1])
     assert only["absent"] == ["second"] and len(only["tasks"]) == 1
@@ -66,10 +81,24 @@ def test_methods_are_compared_on_the_tasks_that_all_of_them_have():
     )
 
 
-def test_a_diverged_seed_counts_as_chance_and_is_named():
+def test_the_page_names_the_methods_that_are_left_out_and_what_they_lack(monkeypatch):
+    groups = compare(scores(skip={("l2", "two")}), "laptop", GROUPS)
+    monkeypatch.setattr(comparison, "compare", lambda *_: groups)
+    html = page.compile("laptop", {}, {}, {}, {}, [], {})
+    assert html.count("Left out, without results of second: L2.") == 1
+
+
+def test_a_diverged_seed_counts_as_the_score_0_and_is_named():
     (both, _) = compare(scores(dead={("nap", 2)}), "laptop", GROUPS)
     assert both["diverged"] == {"nap": 2, "layer_norm": 0, "baseline": 0, "l2": 0}
-    assert both["scores"]["nap"][2].tolist() == [0.0, 0.0]
+    assert both["scores"]["nap"][2].tolist() == pytest.approx([-0.1 / 0.9, -0.2 / 0.8])
+
+
+def test_seeds_that_one_method_lacks_are_dropped_for_all_and_counted():
+    tables = scores()
+    rows = [row for row in tables["two"].rows() if not (row.arm == "nap" and row.seed >= 14)]
+    both, single = compare(tables | {"two": Scores(rows)}, "laptop", GROUPS)
+    assert (both["num_seeds"], both["dropped"]) == (4, 2) and (single["num_seeds"], single["dropped"]) == (6, 0)
 
 
 def test_places_that_are_not_told_apart_overlap():
@@ -101,6 +130,11 @@ def test_the_page_s_rows_matrix_and_pairs_say_the_same_as_the_numbers():
             assert cell is None or float(cell["text"]) + float(shown["matrix"][j]["cells"][i]["text"]) == pytest.approx(
                 100, abs=1
             )
+    sure = {(pair["a"], pair["b"]): pair["adjusted"] < comparison.ALPHA for pair in both["pairs"]}
+    assert {True, False} == set(sure.values())
+    for a, row in zip(both["arms"], shown["matrix"], strict=True):
+        for b, cell in zip(both["arms"], row["cells"], strict=True):
+            assert cell is None or cell["sure"] == sure[(a, b) if (a, b) in sure else (b, a)]
     first = shown["pairs"][0]
     assert first["better"] == "NaP" and first["significant"] and first["difference"].startswith("+")
     assert all(pair["value"] >= 0 for pair in shown["pairs"])

@@ -95,8 +95,7 @@ def trained(stack: str, num_steps: int = 12):
     spec = methods.transform_model(ModelSpec(family="mlp", size=(("widths", (20, 12)),)))
     state = build(spec, Part.of(Adam()), (0, 1), task.shapes, "cpu")
     state.lr.fill_(0.01)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     data = task.load(None, "cpu")
     for step in range(num_steps):
         if step and task.task_at(step) != task.task_at(step - 1):

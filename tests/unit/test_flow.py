@@ -37,8 +37,7 @@ def flow_of(stack, optimizer, lr, net="mlp", num_steps=40, precision="fp64"):
     methods = stack_of(parse_stack(stack))
     state = build(methods.transform_model(NETWORKS[net]), Part.of(optimizer), (0, 1), TASK.shapes, "cpu", precision)
     state.lr.fill_(lr)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     data, flow, found = TASK.load(None, "cpu"), Flow(state), []
     initial_GS = torch.stack([state.group_norm(group) for group in flow.groups])
     for step in range(num_steps):

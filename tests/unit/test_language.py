@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 pytest.importorskip("tokenizers")
 
-from nap_bench import plan, update
+from nap_bench import jobs, plan, together, update
 from nap_bench.benchmarks import BENCHMARKS
 from nap_bench.benchmarks.language import STEPS_PER_CHUNK, Language, Texts, bigram_accuracy
 from nap_bench.data import topics
@@ -67,8 +68,7 @@ def state_of(precision="fp32", seeds=(0, 1), task=TASK, stack=ADAMW):
     methods = stack_of(parse_stack(stack))
     state = build(methods.transform_model(SPEC), Part.of(Adam()), seeds, task.shapes, "cpu", precision)
     state.lr.fill_(0.003)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     return state, methods
 
 
@@ -158,13 +158,13 @@ def test_bfloat16_is_for_products_and_parameters_stay_in_single_precision(data):
     assert 0 < gap < 0.1
 
 
-def trained(run, store, *, stops=()):
-    """Train to the end, stopped after each of these updates; returns its metrics as they stand in the file, and how it ended."""
+def trained(run, store, *, stops=(), ranks=None):
+    """Train to the end, with `ranks` until stopped after each of these updates; returns metrics as they stand, and how it ended."""
     folder = RunFolder(store, run)
     folder.open()
     plain = Language.batch
     for stop in stops:
-        control = Control()
+        control = Control(ranks=ranks)
 
         def batch(self, data, seeds, step, stop=stop, control=control):
             control.stop = step + 1 == stop
@@ -206,7 +206,7 @@ def lines_of(*runs) -> str:
     return "".join(json.dumps(line) + "\n" for line in [header, *lines])
 
 
-def together(num_processes: int, folder: Path, run, *, wait=120) -> Path:
+def with_processes(num_processes: int, folder: Path, run, *, wait=120) -> Path:
     """Do a run with so many processes, as torchrun would start them; returns its folder in the store."""
     folder.mkdir()
     (folder / "plan.jsonl").write_text(lines_of(run))
@@ -240,7 +240,7 @@ def together(num_processes: int, folder: Path, run, *, wait=120) -> Path:
 def test_two_processes_together_equal_one_process_to_the_byte(tmp_path):
     run = run_of(f"nap+regenerative+{ADAMW}", micro_batches=2)
     wanted, _ = trained(run, tmp_path / "one")
-    found = together(2, tmp_path / "two", run)
+    found = with_processes(2, tmp_path / "two", run)
     assert (found / "metrics.csv").read_text() == wanted
     result = json.loads((tmp_path / "two" / "results" / "runs" / f"{run.run_id}.json").read_text())
     assert result["environment"]["data"] == topics.load(300).about
@@ -251,6 +251,38 @@ class Pair:
     """Two processes, as one of them sees them."""
 
     rank, size = 0, 2
+
+    def share(self, pieces):
+        return pieces[:: self.size]
+
+    def summed(self, *tensors):
+        return tensors[-1]
+
+    def any(self, flag):
+        return flag
+
+
+def test_a_run_that_goes_on_with_another_number_of_processes_counts_what_it_looked_at(tmp_path):
+    _, ended = trained(run_of(micro_batches=2), tmp_path, stops=(4,), ranks=Pair())
+    assert ended["cost"]["extra_forward_passes"] == 0
+
+
+def test_a_run_does_not_go_on_with_other_data_than_it_began_with(tmp_path, monkeypatch):
+    said = iter(("a text", "another"))
+    monkeypatch.setattr(Language, "identity", lambda self, data: {"train": next(said)})
+    with pytest.raises(
+        ValueError, match="began on other data: bring them back, or delete the checkpoint .*/checkpoint"
+    ):
+        trained(run_of(), tmp_path, stops=(4,))
+
+
+def test_who_finds_a_run_held_by_another_process_says_so(tmp_path, monkeypatch, capsys):
+    run = run_of()
+    job = jobs.Job(json.loads(lines_of(run).splitlines()[1]), store=tmp_path, results=tmp_path / "results")
+    monkeypatch.setattr(together, "attempt", lambda *a, **k: jobs.HELD)
+    control = types.SimpleNamespace(ranks=types.SimpleNamespace(told=lambda word: word))
+    assert together.lead([job], suite=None, data_dir=None, device="cpu", control=control) == 1
+    assert f"another process holds {run.run_id}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -283,9 +315,11 @@ def test_what_cannot_be_is_refused(changes, complaint):
 
 
 def test_another_tokenizer_and_a_text_that_is_too_short_are_refused():
-    with pytest.raises(ValueError, match="another one: wanted sha256 abc, found [0-9a-f]{64}. Put the wanted one"):
+    with pytest.raises(
+        ValueError, match="another one: wanted sha256 abc, found [0-9a-f]{64}. .*the Python of the wanted"
+    ):
         dataclasses.replace(TASK, tokenizer="abc").load(None, "cpu")
-    with pytest.raises(ValueError, match="wants 100,000,000 tokens to train on; topics has"):
+    with pytest.raises(ValueError, match="tokens to train on; topics has .*Ask for fewer train_tokens"):
         dataclasses.replace(TASK, train_tokens=100_000_000).load(None, "cpu")
     right = topics.load(300).about["tokenizer"]
     assert len(dataclasses.replace(TASK, tokenizer=right, train_tokens=500).load(None, "cpu").train) == 500
@@ -301,8 +335,10 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, monkeypatch):
     shard(tmp_path / "c4" / "c4-validation.00000-of-00008.json.gz", VALIDATION)
     c4.download(tmp_path, say=lambda line: None)
     task = dataclasses.replace(TASK, dataset="c4")
-    with pytest.raises(ValueError, match="of another vocabulary: wanted tokens 290, found 300"):
+    with pytest.raises(ValueError, match="wants a vocabulary of 290 tokens; c4 is packed with 300, .*vocabulary=300"):
         dataclasses.replace(task, vocabulary=290).load(tmp_path, "cpu")
+    with pytest.raises(ValueError, match="sha256 abc, .*Put the wanted one into DATA_DIR/c4/tokenizer.json"):
+        dataclasses.replace(task, tokenizer="abc").load(tmp_path, "cpu")
     loaded = task.load(tmp_path, "cpu")
     assert list(loaded.rows) == ["c4"] and task.download == "c4" and task.resources == "lm"
     inputs, y_SBT = task.batch(loaded, (0,), 0)

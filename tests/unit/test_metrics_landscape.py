@@ -276,8 +276,7 @@ def updated(stack, seeds=(0, 1, 2), lr=0.01):
     methods = stack_of(parse_stack(stack))
     state = build(methods.transform_model(ModelSpec(**MLP)), Part.of(Adam()), seeds, STREAM.shapes, "cpu")
     state.lr.fill_(lr)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     batch = STREAM.batch(STREAM.load(None, "cpu"), seeds, 0)
     before_SP = state.eval_params.clone()
     losses_S = STREAM.loss(update.forward(state, methods, batch[0]), batch[1])

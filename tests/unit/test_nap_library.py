@@ -219,8 +219,7 @@ def test_ten_steps_equal_those_of_the_suites_method(norm, policy, suite, plain):
     spec = ModelSpec(family="mlp", size=(("widths", (16, 12)),))
     stack = stack_of(parse_stack(f"nap(norm={norm!r}, scale_offset={policy!r}, decay=0.9)"))
     state = build(stack.transform_model(spec), Part.of(suite()), (7,), ((6,), 3), "cpu")
-    for method in stack:
-        state.slots[method.name] = method.setup(state)
+    stack.setup(state)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
     theirs = {"linears.0": model[0], "linears.1": model[2], "output": model[4]}
     for name, layer in theirs.items():

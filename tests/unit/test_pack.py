@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -163,6 +164,41 @@ def test_asked_to_stop_a_pack_stops_its_workers_and_says_so_by_its_exit_code(mak
     assert len(list(made[0].store.glob("*/spec.json"))) == 2, "nothing new is begun"
 
 
+def end(worker) -> None:
+    worker.process.kill()
+    worker.process.join()
+
+
+@pytest.mark.fault("pack: an idle worker is killed just before it is given a run", outcome="another one does the run")
+def test_a_worker_that_ends_before_it_is_given_a_run_costs_none(make, monkeypatch):
+    give, ended = pack.Worker.give, []
+
+    def late(worker, number, job):
+        if not ended:
+            ended.append(end(worker))
+        give(worker, number, job)
+
+    monkeypatch.setattr(pack.Worker, "give", late)
+    made = make([fine] * 3)
+    assert do(made) == 0 and ended and all(job.is_done() for job in made)
+
+
+@pytest.mark.fault(
+    "pack: an idle worker is killed just before all are dismissed", outcome="so are the others; the exit code stays"
+)
+def test_a_worker_that_ends_before_it_is_dismissed_hides_neither_the_others_nor_the_exit_code(make, monkeypatch):
+    dismiss, handler = pack.Pack.dismiss, signal.getsignal(signal.SIGTERM)
+
+    def late(self):
+        self.stopped = True
+        end(next(worker for worker in self.workers if worker.state == pack.IDLE))
+        dismiss(self)
+
+    monkeypatch.setattr(pack.Pack, "dismiss", late)
+    assert do(make([fine] * 3), slots=3) == 75
+    assert multiprocessing.active_children() == [] and signal.getsignal(signal.SIGTERM) == handler
+
+
 # GPUs, which are names here
 
 
@@ -175,8 +211,11 @@ def fake_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
 
 
-def test_each_worker_sees_one_gpu_and_they_are_spread_evenly(make, fake_gpus, tmp_path):
+def test_each_worker_sees_one_gpu_and_they_are_spread_evenly(make, fake_gpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+
     def training() -> None:
+        assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "as nvidia-smi counts"
         mark = tmp_path / f"now-{os.getpid()}-{os.environ['CUDA_VISIBLE_DEVICES']}"
         mark.touch()
         deadline = time.monotonic() + 20

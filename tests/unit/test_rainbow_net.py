@@ -27,8 +27,7 @@ def make(size=SMALL, stack="baseline", seeds=(0, 1), shapes=SHAPES, device="cpu"
     spec = methods.transform_model(ModelSpec(family="rainbow", size=tuple(size.items()), **edits))
     state = build(spec, Part.of(Adam(clip_norm=10.0)), tuple(seeds), shapes, device, precision)
     state.lr.fill_(0.01)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     return state, methods
 
 

@@ -28,8 +28,7 @@ def made(stack="baseline", size=SMALL, shapes=SHAPES, seeds=(0, 1), device="cpu"
     state = build(spec, Part.of(optimizer or Adam()), seeds, shapes, device)
     if device == "cpu":
         state.lr.fill_(0.01)
-        for method in methods:
-            state.slots[method.name] = method.setup(state)
+        methods.setup(state)
     return state, methods
 
 

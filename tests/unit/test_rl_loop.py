@@ -163,8 +163,7 @@ def learner_of(stack=STACK, device="cpu", **changed):
         device,
     )
     methods = stack_of(parse_stack(stack))
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     learner = Learner(task, state, methods, Constant(1e-2))
     playing = Playing(task, state.seeds, task.num_envs, "training", device)
     playing.begin(0, 0)

@@ -8,8 +8,10 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import tarfile
+import time
 
 import pytest
 from faults import toy
@@ -344,6 +346,33 @@ def test_a_run_that_is_being_trained_here_is_not_touched(archive, tmp_path):
 
 
 @pytest.mark.fault(
+    "sharing: a run is finished here after an import has compared",
+    outcome="refused in one line; what was made here stays, and importing again compares the two",
+)
+@pytest.mark.parametrize("is_entry_kept", [True, False])
+def test_a_run_that_is_finished_here_during_its_import_is_not_replaced(is_entry_kept, archive, tmp_path, monkeypatch):
+    here, check = place(tmp_path / "here"), sharing.check_protocol
+    begin(here)
+    made = {}
+
+    def finish(results):
+        check(results)
+        folder = make(here, value=0.2)
+        if not is_entry_kept:
+            shutil.rmtree(folder.path)
+        made.update({name: data for name, data in everything(tmp_path / "here").items() if ".import" not in name})
+
+    monkeypatch.setattr(sharing, "check_protocol", finish)
+    with pytest.raises(
+        ValueError, match=f"{RUN.run_id} was finished here meanwhile. Nothing was imported; import again"
+    ):
+        sharing.import_(archive, here)
+    assert everything(tmp_path / "here") == made
+    with pytest.raises(ValueError, match="are here with other numbers"):
+        sharing.import_(archive, here)
+
+
+@pytest.mark.fault(
     "two: an import while a workflow, or another import, works on the store", outcome="refused in one line"
 )
 def test_an_import_beside_a_workflow_is_refused(archive, tmp_path):
@@ -374,6 +403,56 @@ def test_a_run_that_is_being_trained_is_left_out(tmp_path):
     with store.leased(begin(there)):
         account = sharing.export(tmp_path / "a.tar", [], there, checkpoints=True)
     assert account.left_out == {RUN.run_id: "being trained"}
+
+
+def send(how: str, there: sharing.Place, tmp_path) -> None:
+    if how == "export":
+        sharing.export(tmp_path / "a.tar", [], there, checkpoints=True)
+    else:
+        sharing.merge(there, place(tmp_path / "here"), checkpoints=True)
+
+
+COPIES = {"export": (sharing, "_sha256"), "merge": (shutil, "copyfile")}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_run_that_takes_long_to_copy_cannot_be_taken_over(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(store, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(sharing, "BEAT_SECONDS", 0.02)
+    there, copy, taken = place(tmp_path / "there"), getattr(*COPIES[how]), []
+    folder = begin(there)
+
+    def slowly(*files):
+        if files[0] == folder.checkpoint:
+            time.sleep(1.0)
+            taken.append(store.Lease(folder.lease).try_acquire())
+        return copy(*files)
+
+    monkeypatch.setattr(*COPIES[how], slowly)
+    send(how, there, tmp_path)
+    assert taken == [False] and not folder.lease.exists()
+
+
+@pytest.mark.fault(
+    "sharing: another process takes a run over while it is copied",
+    outcome="refused in one line; there is no archive, and nothing came in",
+)
+@pytest.mark.parametrize("how", COPIES)
+def test_a_run_that_is_taken_over_while_it_is_copied_is_refused(how, tmp_path, monkeypatch):
+    there, copy = place(tmp_path / "there"), getattr(*COPIES[how])
+    folder = begin(there)
+
+    def late(*files):
+        folder.lease.unlink(missing_ok=True)
+        assert store.Lease(folder.lease).try_acquire()
+        return copy(*files)
+
+    monkeypatch.setattr(*COPIES[how], late)
+    with pytest.raises(OSError, match="taken over by .*Start again"):
+        send(how, there, tmp_path)
+    assert not list(tmp_path.glob("*a.tar*")) and everything(tmp_path / "here") == {}
+    assert folder.lease.exists()
 
 
 def test_results_whose_store_was_deleted_travel_alone_and_get_an_entry_again(there, tmp_path):

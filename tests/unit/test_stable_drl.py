@@ -141,7 +141,7 @@ def test_verdicts_follow_from_scores_and_are_not_fixed():
         "conditional_clipping_collapses_under_noise",
         "stable_drl_is_better_than_conditional_clipping",
         "stable_drl_learns",
-        "noise_of_the_ratios_is_the_cause",
+        "common_masks_help_conditional_clipping",
         "gradients_spike_less_under_stable_drl",
         "both_parts_are_needed",
         "nap_helps_conditional_clipping",
@@ -154,7 +154,7 @@ def test_a_diverged_seed_counts_as_a_collapse_and_as_no_reward():
     results = [result("conditional", worst) if (r.arm, r.setting) == ("conditional", "M=1") else r for r in results]
     found = verdicts(results)
     assert found["conditional_clipping_collapses_under_noise"] == "SUPPORTED"
-    assert found["noise_of_the_ratios_is_the_cause"] == "SUPPORTED"
+    assert found["common_masks_help_conditional_clipping"] == "SUPPORTED"
 
 
 def test_the_table_counts_collapses_by_arm_and_setting():

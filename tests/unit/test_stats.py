@@ -346,6 +346,19 @@ def test_the_probability_of_improvement_counts_pairs_and_ties_by_half():
     assert (back.estimate, back.low, back.high) == pytest.approx((1 - found.estimate, 1 - found.high, 1 - found.low))
 
 
+@pytest.mark.parametrize(("num_seeds", "num_tasks"), [(2, 1), (8, 1), (8, 5)])
+def test_always_better_at_a_few_seeds_is_no_certainty_and_as_sure_as_with_one_tie_a_sample(num_seeds, num_tasks):
+    better_ST, worse_ST = 1.0 + np.ones((num_seeds, num_tasks)), np.ones((num_seeds, num_tasks))
+    found = probability_of_improvement(better_ST, worse_ST)
+    assert (found.estimate, found.high) == (1.0, 1.0) and 0.0 <= found.low < 1.0
+    back = probability_of_improvement(worse_ST, better_ST)
+    assert (back.estimate, back.low) == (0.0, 0.0) and back.high == pytest.approx(1 - found.low)
+    tied_ST, other_ST = better_ST.copy(), worse_ST.copy()
+    tied_ST[0], other_ST[0] = 1.5, 1.5
+    tied = probability_of_improvement(tied_ST, other_ST)
+    assert tied.estimate - tied.low == pytest.approx(1.0 - found.low)
+
+
 def test_the_interval_of_the_probability_of_improvement_is_nearly_that_of_a_drawn_bootstrap():
     generator = np.random.default_rng(6)
     a_ST, b_ST = generator.normal(0.3, 1, (12, 4)), generator.normal(size=(12, 4))

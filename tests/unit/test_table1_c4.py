@@ -108,8 +108,7 @@ def test_the_papers_network_takes_three_steps_at_a_tiny_width():
         task, stack = run.benchmark.build(BENCHMARKS, "benchmark"), stack_of(run.methods)
         state = build(stack.transform_model(run.model), run.optimizer, run.seeds, task.shapes, "cpu", run.precision)
         state.lr.fill_(1e-3)
-        for method in stack:
-            state.slots[method.name] = method.setup(state)
+        stack.setup(state)
         noise = np.random.default_rng(0).integers(1, 300, 5000, dtype=np.uint16)
         data = Texts(noise, {}, 0.0, {}, "cpu")
         before = state.flat.detach().clone()

@@ -163,6 +163,57 @@ def test_texts_of_two_tokenizers_are_refused(data_dir):
         c4.load(data_dir)
 
 
+def test_a_set_whose_files_went_away_is_not_evaluated_on_a_text_that_holds_it(data_dir):
+    packed(data_dir)
+    folder = data_dir / c4.FOLDER
+    kept = {path: path.read_bytes() for path in folder.glob("pile.*")}
+    (data_dir / "pile" / "val.jsonl").unlink()
+    given = data_dir / "c4" / "tokenizer.json"  # another one: what is left of the old must not stand in the way
+    given.write_text(tokens.train_tokenizer(VALIDATION, 300))
+    packed(data_dir)
+    assert set(c4.load(data_dir).evaluation) == {"c4", "wikitext", "siqa", "piqa"} and len(kept) == 3
+    assert text.identity(document(7)) in tokens.opened(folder, "train").ids()
+    for path, content in kept.items():
+        path.write_bytes(content)
+    said = json.loads((folder / "pile.json").read_text())
+    said["made_of"]["tokenizer"] = tokens.Tokenizer(given.read_text(), "test").sha256
+    (folder / "pile.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match="train.bin was packed beside other evaluation sets than lie there"):
+        c4.load(data_dir)
+
+
+def test_packed_tokens_that_changed_are_found_by_whoever_verifies(data_dir):
+    packed(data_dir)
+    path = data_dir / c4.FOLDER / "train.bin"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    for verify in (c4.verify, packed):
+        with pytest.raises(ValueError, match="train.bin: other tokens than were packed: damaged. Delete .*train.json"):
+            verify(data_dir)
+    (data_dir / c4.FOLDER / "train.json").unlink()
+    assert "train" in packed(data_dir)[0]
+
+
+def test_a_tokenizer_that_truncates_and_pads_does_neither_here():
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_str(tokens.train_tokenizer(TRAIN, 300))
+    made.enable_truncation(3)
+    made.enable_padding(length=500)
+    tokenizer = tokens.Tokenizer(made.to_str(), "test")
+    assert tokenizer.decode(tokens.flat(tokenizer.encode(TRAIN[:3]), 300).tolist()) == TRAIN[:3]
+
+
+def test_a_damaged_shard_is_named(data_dir):
+    path = data_dir / "c4" / "en" / "c4-train.00001-of-01024.json.gz"
+    content = bytearray(path.read_bytes())
+    content[10] = 0xFF  # a kind of block that deflate does not have
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="c4-train.00001-of-01024.json.gz after line .*truncated or damaged"):
+        packed(data_dir)
+
+
 def test_a_truncated_shard_is_named_with_what_to_do(data_dir):
     path = data_dir / "c4" / "en" / "c4-train.00001-of-01024.json.gz"
     path.write_bytes(path.read_bytes()[:-40])
@@ -199,6 +250,11 @@ def test_packed_tokens_that_are_truncated_or_missing_say_what_to_do(data_dir):
     path.write_bytes(whole[:-2])
     with pytest.raises(ValueError, match=f"wanted {len(whole):,} bytes, found {len(whole) - 2:,}: truncated. Delete"):
         c4.load(data_dir)
+    path.write_bytes(whole)
+    ids = (data_dir / c4.FOLDER / "c4.ids").rename(data_dir / "c4.ids")
+    with pytest.raises(ValueError, match="c4.ids: wanted 80 bytes, found 0: truncated. Delete .*c4.json"):
+        c4.load(data_dir)
+    ids.rename(data_dir / c4.FOLDER / "c4.ids")
     (data_dir / c4.FOLDER / "train.json").unlink()
     with pytest.raises(ValueError, match="train.json is missing; `nap-bench data c4`"):
         c4.load(data_dir)

@@ -47,8 +47,7 @@ def stir(state):
 def make(stack: str, seeds=(0, 1, 2), optimizer=None, **changes):
     methods = stack_of(parse_stack(stack))
     state = state_of(methods.transform_model(spec_of(**changes)), seeds, optimizer)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     return state, methods
 
 

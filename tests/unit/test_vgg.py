@@ -116,8 +116,7 @@ def advanced(stack, seeds, num_steps=4):
     spec = methods.transform_model(ModelSpec(family="vgg", size=SMALL, init="he"))
     state = build(spec, Part.of(SGD(momentum=0.9, nesterov=True)), seeds, (SHAPES[0], 10), "cpu")
     state.lr.fill_(0.05)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     start = {group.name: state.group_norm(group).clone() for group in state.groups}
     for _ in range(num_steps):
         drawn = [torch.Generator().manual_seed(100 * seed + state.step) for seed in seeds]
