@@ -46,7 +46,7 @@ DEVIATIONS = (
     "held-out images at the end, on the regression minus the squared error, in Rainbow the normalised return over the last cycle.",
     "Share of better methods: of the other methods that ran on a stream, alone, how many did better, ties counting half, seed by "
     "seed; 0 is the best of all. It is averaged, with equal weight, over the streams that a plain network, LayerNorm, NaP and "
-    "every method that Fig. 5 here does not have ran on; a method that misses one of them has no average. A diverged seed is the worst. "
+    "every method that Fig. 5 here does not have ran on; a method that misses one has no average. A diverged seed is the worst. "
     "Which methods ran is part of it: shares of different scales do not compare.",
     "DASH, plasticity injection, layer, full and optimizer resets are told of task switches; the others are not. Hare & "
     "Tortoise is tuned and ranked by the hare's accuracy before the update, but on warm starts and in Rainbow by the "

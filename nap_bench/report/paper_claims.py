@@ -48,7 +48,7 @@ PAPER_CLAIMS: dict[int, PaperClaim] = {
     ),
     4: PaperClaim(
         "Sec. 3.2, Fig. 2",
-        "With LayerNorm the parameter norm grows while the Jacobian norm shrinks; late tasks suffer too, though less.",
+        "With LayerNorm the parameter norm grows while the Jacobian norm shrinks; late tasks suffer, too.",
         "superiority",
     ),
     5: PaperClaim(
@@ -58,8 +58,8 @@ PAPER_CLAIMS: dict[int, PaperClaim] = {
     ),
     6: PaperClaim(
         "Sec. 4.1, Fig. 3",
-        "A projected twin follows the free one closest when rates are rescaled layer by layer, nearly as close with one "
-        "global factor, least without rescaling.",
+        "A projected twin follows the free one closest when rates are rescaled layer by layer, less with one global "
+        "factor, least without rescaling.",
         "superiority",
     ),
     7: PaperClaim(
@@ -69,7 +69,7 @@ PAPER_CLAIMS: dict[int, PaperClaim] = {
     ),
     8: PaperClaim(
         "Sec. 4.2, Fig. 4",
-        "In Rainbow, NaP whose rate decays linearly beats that hidden schedule in several games.",
+        "In Rainbow, NaP whose rate decays linearly beats that hidden schedule over several games.",
         "superiority",
     ),
     9: PaperClaim(
@@ -97,7 +97,7 @@ PAPER_CLAIMS: dict[int, PaperClaim] = {
         "noninferiority",
     ),
     15: PaperClaim(
-        "Sec. 5.3, Fig. 6 left", "Over that sequence, plain Rainbow does poorly after the first games.", "superiority"
+        "Sec. 5.3, Fig. 6 left", "Over that sequence, plain Rainbow does poorly when games come back.", "superiority"
     ),
     16: PaperClaim(
         "Sec. 5.2, Table 1",
@@ -116,7 +116,7 @@ PAPER_CLAIMS: dict[int, PaperClaim] = {
     ),
     19: PaperClaim(
         "App. C.4, Figs. 11, 12",
-        "In a random-walk model, LayerNorm slows the dying of units under gradient descent and stops it under sign updates.",
+        "In a random-walk model, a norm slows the dying of units under gradient descent and stops it under sign updates.",
         "superiority",
     ),
     20: PaperClaim(

@@ -54,7 +54,7 @@ VIEWS = ("cells", "seeds", "failed")
 EPOCH_MS = 946_684_800_000
 """2000-01-01 UTC. Results carry no dates (a run is the same bytes whenever it is made), so MLflow's are made up."""
 
-MAX_POINTS = 200
+MAX_POINTS = 100
 """Most points of a curve that are published; a longer curve is thinned evenly. MLflow takes about 300 bytes a point."""
 
 _DAY_MS = 86_400_000

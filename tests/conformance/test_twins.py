@@ -63,7 +63,9 @@ def test_the_projected_twin_is_recorded_at_the_free_ones_effective_rate():
     _, projected = losses("nap+implicit_schedule", Adam(), 3e-3)
     rates = []
     for state in (free, projected):
-        found = diagnose(state, {"layer0": torch.ones(2, 4, 24), "layer1": torch.ones(2, 4, 24)}, state.flat.detach().clone())
+        found = diagnose(
+            state, {"layer0": torch.ones(2, 4, 24), "layer1": torch.ones(2, 4, 24)}, state.flat.detach().clone()
+        )
         rates.append(found["probe/effective_learning_rate/layer0"])
     start = 3e-3 / projected.slots["nap"]["layer0"]
     torch.testing.assert_close(rates[1], rates[0], rtol=1e-9, atol=0.0)
