@@ -326,10 +326,10 @@ def _cell_draft(
         commit=results[0]["environment"]["commit"] or "UNKNOWN", run_id=results[0]["run_id"], scale=scale
     )
     tags["mlflow.note.content"] = (
-        f"**{_cell(arm, setting)}** ({scale} scale) over seeds {seeds}; {num_diverged} of {len(statuses)} diverged. Curves are "
-        "means over the seeds alive at a step; `iqm/...` is the interquartile mean of the final scores, between `iqm_low/...` and "
-        "`iqm_high/...` (95 %); it is left out where a seed diverged. Claims rest on paired differences of seeds: see the report. "
-        f"To redo {'the first of ' * (len(results) > 1)}its runs:\n\n```\n{redo}\n```"
+        f"**{_cell(arm, setting)}** ({scale} scale), seeds {seeds}. To redo {'the first of ' * (len(results) > 1)}its runs:\n\n"
+        f"```\n{redo}\n```\n\n{num_diverged} of {len(statuses)} diverged. Curves are means over the seeds alive at a step; "
+        "`iqm/...` is the interquartile mean of the final scores, between `iqm_low/...` and `iqm_high/...` (95 %); it is left out "
+        "where a seed diverged. Claims rest on paired differences of seeds: see the report."
     )
     name = f"{_cell(arm, setting)} · {len(statuses)} seed{'s' * (len(statuses) > 1)}"
     params = {"num_seeds": str(len(statuses)), **_params(results[0])}

@@ -187,7 +187,7 @@ def pooled(**changes):
 
 def test_a_pooled_measurement_asks_for_every_setting_of_both_arms():
     assert pooled().plus == (("m", "a", "x"), ("m", "a", "y")) and pooled().minus == (("m", "b", "x"), ("m", "b", "y"))
-    for changes in ({"settings": ()}, {"pool": "median"}):
+    for changes in ({"settings": ()}, {"pool": "mode"}):
         with pytest.raises(ValueError, match="a pool of iqm, mean"):
             pooled(**changes)
 

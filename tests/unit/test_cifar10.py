@@ -4,6 +4,7 @@ The real files are used where NAP_BENCH_DATA_DIR names a data_dir that has them.
 """
 
 import hashlib
+import gzip
 import io
 import os
 import pickle
@@ -33,7 +34,7 @@ def content_of(data):
 def archived(files):
     """Bytes of the archive: the files in their folder, beside a readme, as published."""
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
         for name, data in {"readme.html": b"<html>", **files}.items():
             member = tarfile.TarInfo(f"{BASE}/{name}")
             member.size = len(data)
