@@ -37,7 +37,7 @@ reproduce: env  ## the whole suite at laptop scale; says where the report is
 quick: env  ## one exhibit of it, in about 90 seconds
 	$(call snakemake,quick,reports/quick/laptop/index.html)
 
-test: cluster  ## the tests, at most 10 minutes; those that need a browser only where there is one
+test: cluster  ## the tests; those that need a browser only where there is one
 	@$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
 
 test-all: cluster browser  ## all tests that need no GPU, slow ones and the browser's included
