@@ -44,8 +44,7 @@ def cifar(num_seeds: int, device: str, num_images: int):
     spec = methods.transform_model(ModelSpec(family="vgg", size=VGG16, init="he"))
     state = build(spec, Part.of(SGD(momentum=0.9, nesterov=True)), seeds, task.shapes, device)
     state.lr.fill_(0.025)
-    for method in methods:
-        state.slots[method.name] = method.setup(state)
+    methods.setup(state)
     fixed = task.batch(data, seeds, 0)
 
     def steps(num_steps: int, *, with_data: bool) -> None:

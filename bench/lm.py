@@ -43,8 +43,7 @@ def stepper(run, device: str):
     task, stack = run.benchmark.build(BENCHMARKS, "benchmark"), stack_of(run.methods)
     state = build(stack.transform_model(run.model), run.optimizer, run.seeds, task.shapes, device, run.precision)
     state.lr.fill_(1e-4)
-    for method in stack:
-        state.slots[method.name] = method.setup(state)
+    stack.setup(state)
     noise = np.random.default_rng(0).integers(1, task.vocabulary, 5_000_000, dtype=np.uint16)
     data = Texts(noise, {}, 0.0, {}, device)
 

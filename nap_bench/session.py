@@ -93,6 +93,15 @@ class Session:
         self.recorder = Recorder(folder.metrics, run.seeds, found["offset"] if self.is_first else 0)
         self._began = self._saved_at = self._told_at = time.perf_counter()
         self._first_step = self._saving_seconds = 0.0
+        self._data: dict[str, str] = {}
+
+    def made_of(self, data: dict[str, str]) -> None:
+        """Hashes of the run's data: kept in its checkpoint, told with its result. Raises ValueError if it began on others."""
+        if self.saved and self.saved.get("data") != data:
+            raise ValueError(
+                f"The run began on other data: bring them back, or delete the checkpoint {self.folder.checkpoint}."
+            )
+        self._data = data
 
     def begin(self, step: int) -> None:
         """The loop is about to do its first step of this session; step: how many are done."""
@@ -123,6 +132,7 @@ class Session:
         frame = {
             "offset": self.recorder.flush(),
             "wall_seconds": self.cost.seconds(),
+            "data": self._data,
             "num_sessions": self.cost.num_sessions,
         }
         checkpoint.save(self.folder.checkpoint, self.run.run_id, self.device, content | frame)
@@ -135,4 +145,5 @@ class Session:
             {"seed": seed, "status": "complete"} if alive else {"seed": seed, "status": "diverged", "step": updates}
             for seed, alive, updates in zip(self.run.seeds, alive_S.tolist(), updates_S.tolist(), strict=True)
         ]
-        return {"status": status, "cost": self.cost.as_dict(total, torch.device(self.device))}
+        ended = {"status": status, "cost": self.cost.as_dict(total, torch.device(self.device))}
+        return ended | ({"data": self._data} if self._data else {})

@@ -163,7 +163,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     state, stack = prepared(run, benchmark.shapes, device)
     state.ranks = control.ranks
     data = benchmark.load(data_dir, device)
-    identity = benchmark.identity(data)
+    session.made_of(benchmark.identity(data))
     refuse_pieces(run, stack, benchmark, control)
     flow = Flow(state) if benchmark.flow else None
     online = Online.empty(state)
@@ -172,10 +172,6 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
         online = Online(*saved["online"])
         if flow:
             flow.memory = saved["flow"]
-        if saved.get("data") != identity:
-            raise ValueError(
-                f"The run began on other data: bring them back, or delete the checkpoint {folder.checkpoint}."
-            )
     num_planned = saved["num_planned"] if saved else 0  # forward passes of the batches themselves
     eval_steps, total, per_task = benchmark.eval_steps(), benchmark.num_steps, benchmark.steps_per_task
 
@@ -186,7 +182,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     def content() -> dict:
         sums = (online.loss_S, online.correct_S, online.num_steps)
         kept = {"state": state.state_dict(), "online": sums, "flow": flow and flow.memory}
-        return kept | {"data": identity, "num_planned": num_planned}
+        return kept | {"num_planned": num_planned}
 
     session.begin(state.step)
     while state.step < total:
@@ -231,5 +227,4 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
 
         session.after(state.step, total, content)
 
-    ended = result(session, state, total, extra_forward_passes=state.num_forwards - num_planned)
-    return ended | ({"data": identity} if identity else {})
+    return result(session, state, total, extra_forward_passes=state.num_forwards - num_planned)

@@ -152,6 +152,7 @@ def optimise(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, 
     """
     session = Session(run, folder, device, control)
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
+    session.made_of({"help topics": sha256(puzzles.text())} if benchmark.text else {})
     schedule = run.schedule.build(SCHEDULES, "schedule")
     state, stack = prepared(run, benchmark.shapes, device)
     policy, measured = Policy(benchmark, state, stack), Measured()
@@ -214,5 +215,4 @@ def optimise(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, 
             write_down(inputs, before_SP)
         session.after(state.step, total, content)
 
-    data = {"data": {"help topics": sha256(puzzles.text())}} if benchmark.text else {}
-    return result(session, state, total, extra_forward_passes=asked_forwards) | data
+    return result(session, state, total, extra_forward_passes=asked_forwards)

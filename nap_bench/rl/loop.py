@@ -190,6 +190,7 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
     """
     session = Session(run, folder, device, control)
     benchmark = run.benchmark.build(BENCHMARKS, "benchmark")
+    session.made_of(benchmark.identity())
     schedule = run.schedule.build(SCHEDULES, "schedule")
     schedule(0, benchmark.num_steps, benchmark.updates_per_visit)  # refuses an impossible one before anything is made
     state, stack = prepared(run, benchmark.shapes, device)
@@ -259,8 +260,7 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
         done += 1
         session.after(state.step, total, content)
 
-    ended = result(session, state, total, extra_forward_passes=learner.asked_forwards)
-    return ended | ({"data": identity} if (identity := benchmark.identity()) else {})
+    return result(session, state, total, extra_forward_passes=learner.asked_forwards)
 
 
 def evaluate(benchmark: RLBenchmark, learner: Learner, update_number: int) -> Tensor:
