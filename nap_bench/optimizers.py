@@ -1,6 +1,7 @@
 """Optimizers as parts of a run. Each steps the one flat parameter [S, P]; the learning rate comes from the schedule.
 
-PyTorch's functions rather than its classes: same arithmetic, half the time per call, and moments are there from the start.
+PyTorch's fused kernels rather than its classes: same arithmetic, a fifth of the time per call, and moments are there from the
+start.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from nap_bench.spec import Component, later
 
@@ -35,15 +34,14 @@ class Adam(Component):
 
     def step(self, flat: Tensor, gradient: Tensor, memory: dict[str, Tensor], lr: Tensor) -> None:
         """Move the parameters and the memory in place. flat, gradient [S, P]; lr a scalar on their device."""
-        adam(
+        memory["step"] += 1
+        torch._fused_adam_(
             [flat],
             [gradient],
             [memory["exp_avg"]],
             [memory["exp_avg_sq"]],
             [],
             [memory["step"]],
-            fused=True,
-            capturable=lr.is_cuda,
             amsgrad=False,
             beta1=self.beta1,
             beta2=self.beta2,
@@ -83,17 +81,17 @@ class SGD(Component):
 
     def step(self, flat: Tensor, gradient: Tensor, memory: dict[str, Tensor], lr: Tensor) -> None:
         """As Adam's."""
-        sgd(
+        torch._fused_sgd_(
             [flat],
             [gradient],
-            [memory.get("momentum_buffer")],
-            fused=True,
+            [memory["momentum_buffer"]] if self.momentum else [],
             weight_decay=0.0,
             momentum=self.momentum,
             lr=lr,
             dampening=0.0,
             nesterov=self.nesterov,
             maximize=False,
+            is_first_step=False,
         )
 
     def rate(self, memory: dict[str, Tensor], lr: Tensor) -> Tensor:

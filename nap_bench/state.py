@@ -27,6 +27,7 @@ from nap_bench.spec import ModelSpec, Part, nearest
 ALIGNMENT = 64
 DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
 """Of parameters, gradients and moments."""
+SAME_WIDTH = {torch.float32: torch.int32, torch.float64: torch.int64}
 Shapes = tuple[tuple[int, ...], int]
 """Shape of one input, number of outputs."""
 
@@ -45,7 +46,6 @@ class Optimizer:
         """True where the step's length does not grow with the gradient's (Adam): the second case of Definition 1."""
         return self.settings.steps_are_normalised
 
-    @torch.no_grad()
     def step(self) -> None:
         self.settings.step(self._flat, self._gradient, self.memory, self.lr)
 
@@ -73,7 +73,7 @@ class TrainState:
     """What the loop trains and what methods see. Built by `build`.
 
     params: name -> [S, ...] view of `flat`.  values, gradient [S, P]: all parameters and the gradient of the update under way,
-    without padding, to be edited in place.  frozen: those that are never trained, behind the others in `flat`, in nothing else
+    without padding, to be edited in place.  gradient_bits: the gradient's bits, as whole numbers.  frozen: those that are never trained, behind the others in `flat`, in nothing else
     here but `views` and checkpoints.  roles: name -> Role.  buffers: name -> what layers remember besides parameters.
     groups: parameters that are projected as one.  units: hidden layers seen as units.  lr: device scalar used by the coming step.
     alive [S] bool: False once a seed's loss was not finite.  updates [S]: updates each seed lived to do.
@@ -110,6 +110,7 @@ class TrainState:
         self.flat = nn.Parameter(torch.zeros(len(seeds), padded, device=self.device, dtype=dtype))
         self.flat.grad = torch.zeros_like(self.flat, requires_grad=False)
         self.gradient = self.flat.grad[:, : self.num_parameters]
+        self.gradient_bits = self.gradient.view(SAME_WIDTH[dtype])
         self.values = self.flat.detach()[:, : self.num_parameters]
         self.params: dict[str, nn.Parameter] = {}
         self.frozen: dict[str, nn.Parameter] = {}

@@ -6,6 +6,7 @@ Order: backward over micro-losses, penalties, divergence, clipping, after_backwa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -13,8 +14,6 @@ from torch import Tensor
 
 from nap_bench.methods.base import Stack
 from nap_bench.state import TrainState
-
-SAME_WIDTH = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def forward(state: TrainState, stack: Stack, inputs: Tensor, **given: Tensor) -> Tensor:
@@ -38,11 +37,9 @@ def grad_step(state: TrainState, losses: Iterable[Tensor], stack: Stack) -> None
         total_S = state.ranks.summed(state.flat.grad, total_S.clone())
     if stack.penalised:
         total_S = backward(state, (method.loss_penalty(state) for method in stack.penalised), total_S)
-    state.alive &= torch.isfinite(total_S)
+    state.alive &= total_S.abs() < math.inf  # isfinite in half the operations
     state.updates += state.alive
-    bits = SAME_WIDTH[state.gradient.dtype]
-    bits_S1 = -state.alive.to(bits).unsqueeze(1)  # all ones or all zeros: torch.where, five times faster on a CPU
-    state.gradient.view(bits).bitwise_and_(bits_S1)
+    state.gradient_bits *= state.alive.unsqueeze(1)  # torch.where, five times faster on a CPU
     if state.optimizer.settings.clip_norm is not None:
         norm_S1 = torch.linalg.vector_norm(state.gradient, dim=1, keepdim=True)
         state.gradient.mul_((state.optimizer.settings.clip_norm / norm_S1).clamp(max=1.0))

@@ -17,7 +17,10 @@ from nap_bench.benchmarks.base import SupervisedBenchmark
 from nap_bench.rng import generator
 
 STEPS_PER_CHUNK = 1000
-"""Examples are drawn and answered for this many steps of a task at a time."""
+"""Examples are drawn for this many steps of a task at a time."""
+
+EXAMPLES_PER_PIECE = 100
+"""Examples of every seed that the target network answers at once."""
 
 
 @dataclass(frozen=True, eq=False)  # equal only to itself
@@ -111,11 +114,14 @@ class SlowlyChangingRegression(SupervisedBenchmark):
         return Target(weight_SMF, bias_SF, threshold_SF, out_weight_SF, out_bias_S)
 
     def answers(self, seeds: tuple[int, ...], x_SNM: Tensor) -> Tensor:
-        """y [S, N]. Sums are of whole numbers, exact in any order."""
+        """y [S, N]. Sums are of whole numbers, exact in any order and in pieces small enough for a cache."""
         of = self.target(seeds)
-        sums_SNF = torch.baddbmm(of.bias_SF.unsqueeze(1), x_SNM, of.weight_SMF)
-        active_SNF = (sums_SNF > of.threshold_SF.unsqueeze(1)).float()
-        return torch.bmm(active_SNF, of.out_weight_SF.unsqueeze(2)).squeeze(2) + of.out_bias_S.unsqueeze(1)
+        answers = []
+        for piece in x_SNM.split(EXAMPLES_PER_PIECE, dim=1):
+            sums_SNF = torch.baddbmm(of.bias_SF.unsqueeze(1), piece, of.weight_SMF)
+            active_SNF = sums_SNF.gt_(of.threshold_SF.unsqueeze(1))
+            answers.append(torch.bmm(active_SNF, of.out_weight_SF.unsqueeze(2)).squeeze(2))
+        return torch.cat(answers, dim=1) + of.out_bias_S.unsqueeze(1)
 
     def slow_bits(self, seed: int, task: int) -> Tensor:
         """[num_slow] of 0 and 1: what a task's examples share."""
@@ -152,7 +158,8 @@ class SlowlyChangingRegression(SupervisedBenchmark):
 
     def loss(self, out_SBK: Tensor, y_SB: Tensor) -> Tensor:
         """[S]: squared error, not halved."""
-        return F.mse_loss(out_SBK.squeeze(2), y_SB, reduction="none").mean(dim=1)
+        errors_SB = F.mse_loss(out_SBK.squeeze(2), y_SB, reduction="none")
+        return errors_SB.squeeze(1) if self.batch_size == 1 else errors_SB.mean(dim=1)
 
     def eval_steps(self) -> frozenset[int]:
         return frozenset((task + 1) * self.steps_per_task for task in range(self.num_tasks))

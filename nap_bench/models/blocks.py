@@ -193,7 +193,7 @@ class Linear(nn.Module):
 
     def forward(self, x_SBI: Tensor) -> Tensor:
         rows, (inputs, outputs) = x_SBI.shape[1], self.weight.shape[1:]
-        if (rows == 1 or outputs == 1) and x_SBI.device.type == "cpu" and rows * inputs * outputs >= BY_VECTOR:
+        if (rows == 1 or outputs == 1) and rows * inputs * outputs >= BY_VECTOR and x_SBI.device.type == "cpu":
             four = x_SBI.expand(-1, 4 if rows == 1 else -1, -1), self.weight.expand(-1, -1, 4 if outputs == 1 else -1)
             return self._of(*four)[:, :rows, :outputs]
         return self._of(x_SBI, self.weight)
