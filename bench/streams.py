@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="seconds; numbers mean nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    blocks, num_tasks, per_task = (2, 2, 10) if arguments.tiny else (5, 1, 10_000)
+    blocks, num_tasks, per_task = (2, 2, 10) if arguments.tiny else (5, 1, 4_000)
     num_steps = num_tasks * per_task
     header(
         "Streams of single examples",

@@ -25,11 +25,9 @@ PAPER = (
     "Mahmood 2024), hard and easy tasks in turn (Kumar et al. 2023), warm starts (Ash & Adams 2020)."
 )
 DEVIATIONS = (
-    "Hyperparameters: at laptop scale each method's own, tuned alone on re-drawn labels with the same effort (twelve "
+    "Hyperparameters: at laptop scale each method's own, alone and with NaP, tuned on re-drawn labels with the same effort (twelve "
     "configurations), on every stream; on the regression one rate, 0.01, for all. At larger scales nothing is tuned: values of the "
     "methods' authors, and on each stream one rate for all arms, its source's.",
-    "The methods that Fig. 5 here does not have take, with NaP, what was chosen for them alone and NaP's rate: unlike the arms "
-    "of Fig. 5 they are not tuned together with NaP.",
     "Plasticity injection injects once, at the task in the middle of a stream. SNR looks at its counts once a task at laptop "
     "scale.",
     "Laptop scale: re-drawn labels, as Fig. 5 here, and 10 tasks of 200 updates of the slowly changing regression; Rainbow's arms "
@@ -82,8 +80,8 @@ DEFAULTS: dict[str, dict[str, float]] = {
 }
 """What their authors use, where nothing is tuned: the methods' own defaults, whose sources their pages name."""
 WITH_NAP = tuple(combined(method, "nap") for method in FIELD)
-SWEPT = tuple(FIELD)
-"""What `nap-bench tune` tries. Other arms with NaP take their method's own choice and NaP's rate."""
+SWEPT = (*FIELD, *WITH_NAP)
+"""What `nap-bench tune` tries."""
 ALONE = (*OLD, *FIELD, "nap")
 """Whom a method is compared with."""
 STACKS = {
@@ -93,6 +91,7 @@ STACKS = {
 }
 _LRS = (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
 _MORE_LRS = (*_LRS, 2.4e-2, 4.8e-2)
+_NAP_LRS = (3.75e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
 _RATES = fig5.GRIDS["baseline"]
 GRIDS: dict[str, tuple[dict[str, float], ...]] = {
     "plasticity_injection": _RATES,
@@ -107,6 +106,14 @@ GRIDS: dict[str, tuple[dict[str, float], ...]] = {
     "dash": cross(lr=_LRS, floor=(0.1, 0.3, 0.5, 0.7, 0.9), newest=(0.1, 0.3, 0.6, 1.0)),
     "infer": cross(lr=_LRS, coef=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1), scale=(1.0, 3.0, 10.0, 100.0)),
     "regrama": cross(lr=_LRS, period=(3, 10, 30, 100), tau=(0.003, 0.01, 0.03, 0.1, 0.3)),
+    "dash+nap": cross(lr=_LRS, floor=(0.5, 0.7, 0.9, 0.95, 0.98), newest=(0.1, 0.3, 0.6, 1.0)),
+    "hare_tortoise+nap": cross(lr=_LRS, momentum=(0.97, 0.99, 0.997, 0.999), period=(10, 30, 100, 300, 1000)),
+    "infer+nap": cross(lr=_LRS, coef=(1e-3, 1e-2, 1e-1, 1.0, 10.0), scale=(1.0, 3.0, 10.0, 100.0)),
+    "spectral+nap": cross(lr=_NAP_LRS, coef=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
+    "parseval+nap": cross(lr=_NAP_LRS, coef=(1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1)),
+    "weight_clipping+nap": cross(lr=_NAP_LRS, kappa=(0.5, 1.0, 1.5, 2.0, 3.0, 5.0)),
+    "upgd+nap": cross(lr=_NAP_LRS[1:-1], sigma=(0.01, 0.1, 1.0, 3.0, 10.0), decay=(0.5, 0.7, 0.9, 0.99)),
+    "regrama+nap": cross(lr=_LRS, period=(30, 100, 300, 1000), tau=(0.003, 0.01, 0.03, 0.1, 0.3)),
 }
 """What `nap-bench tune` tries, twelve configurations for every arm. An arm that is not named tries what its method tries."""
 

@@ -336,6 +336,20 @@ class Embedding(nn.Module):
         return self.weight[:, :num_rows]
 
 
+class Perturbed(torch.autograd.Function):
+    """weight + noise_weight * noise, all [S, I, O]: `torch.addcmul`, with one pass for its gradient instead of two."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, noise_weight: Tensor, noise: Tensor) -> Tensor:
+        ctx.save_for_backward(noise)
+        return torch.addcmul(weight, noise_weight, noise)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        (noise,) = ctx.saved_tensors
+        return dy, dy * noise, None
+
+
 class NoisyLinear(Linear):
     """A hidden layer whose weights and biases are perturbed by factorised noise (Fortunato et al. 2018): x_SBI -> x_SBO.
 
@@ -368,7 +382,8 @@ class NoisyLinear(Linear):
             return torch.addcmul(
                 super().forward(x_SBI), torch.baddbmm(noise_bias, x_SBI * e_in, self.noise_weight), e_out
             )
-        weight = torch.addcmul(self.weight, self.noise_weight, e_in.transpose(1, 2) * e_out)
+        weights = self.weight, self.noise_weight, e_in.transpose(1, 2) * e_out
+        weight = Perturbed.apply(*weights) if torch.is_grad_enabled() else torch.addcmul(*weights, out=weights[2])
         bias = noise_bias * e_out if self.bias is None else torch.addcmul(self.bias.unsqueeze(1), noise_bias, e_out)
         return torch.baddbmm(bias, x_SBI, weight)
 

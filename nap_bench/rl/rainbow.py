@@ -101,9 +101,13 @@ def project(probs_SBN: Tensor, r_t: Tensor, discount_t: Tensor, support: Tensor)
 
 def scaled(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """Stacks [S, B, C, H, W] of uint8 as floats in [0, 1]; on a CPU laid out once as every first convolution wants them."""
-    if frames.device.type == "cpu":
-        frames = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, frames.shape[:2])
-    return frames.to(dtype).div_(255.0)
+    if frames.device.type != "cpu":
+        return frames.to(dtype).div_(255.0)
+    channels = frames.flatten(0, 1).unbind(1)
+    laid_out = torch.empty(len(channels[0]), *frames.shape[3:], len(channels), dtype=dtype)
+    for index, channel in enumerate(channels):  # four copies of planes: three times faster than one that permutes
+        laid_out[..., index] = channel
+    return laid_out.div_(255.0).permute(0, 3, 1, 2).unflatten(0, frames.shape[:2])
 
 
 def taken(logits: Tensor, actions_SB: Tensor) -> Tensor:

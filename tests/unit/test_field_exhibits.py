@@ -182,10 +182,9 @@ def test_hyperparameters_are_the_tuned_ones_where_there_are_some_and_the_authors
         if entry.setting or method not in chosen:
             continue
         used = {key: value for part in entry.run.methods if part.name == method for key, value in part.params}
-        own = {key: value for key, value in chosen[method].items() if key != "lr"}
+        own = {key: value for key, value in chosen[entry.arm].items() if key != "lr"}
         assert {key: used[key] for key in own} == own
-        lr = chosen.get(entry.arm, fig5_continual.hyperparameters("laptop", "nap"))["lr"]
-        assert dict(entry.run.schedule.params)["lr"] == lr
+        assert dict(entry.run.schedule.params)["lr"] == chosen[entry.arm]["lr"]
     (snr,) = [e.run for e in field.runs("paper") if (e.arm, e.setting) == ("snr", "")]
     assert dict(snr.methods[0].params)["refresh"] == 1000 and dict(snr.schedule.params)["lr"] == 1e-4
 
@@ -212,11 +211,18 @@ def test_runs_are_shared_with_the_exhibits_that_have_them(planned):
 
 
 def test_schedules_end_where_they_say_and_only_those_of_each_task_begin_anew(planned):
-    runs = {e.arm: e.run for e in planned["ablation_schedule"]}
+    from nap_bench.experiments import ablation_schedule
     from nap_bench.schedules import SCHEDULES
 
+    runs = {e.arm: e.run for e in planned["ablation_schedule"]}
+    assert runs.keys() < {e.arm for e in ablation_schedule.runs("workstation")} == set(ablation_schedule.ARMS)
+    top = dict(runs["constant"].schedule.params)["lr"]
+
     def rate(arm, step):
-        return runs[arm].schedule.build(SCHEDULES, "schedule")(step, 2000, 100)
+        schedule = ablation_schedule.schedule(arm, top, 2000)
+        if arm in runs:
+            assert runs[arm].schedule.build(SCHEDULES, "schedule") == schedule
+        return schedule(step, 2000, 100)
 
     peak = rate("constant", 0)
     assert rate("linear", 0) == rate("cosine", 0) == rate("linear_each_task", 100) == peak
