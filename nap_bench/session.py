@@ -108,15 +108,20 @@ class Session:
         self._began = self._saved_at = self._told_at = time.perf_counter()
         self._first_step = step
 
+    def tell(self, step: int) -> float:
+        """Tell progress if it was not told within a second; also to be called by what takes long between two steps. Returns now."""
+        now = time.perf_counter()
+        if now - self._told_at > 1.0:
+            self.control.report(step, (step - self._first_step) / (now - self._began))
+            self._told_at = now
+        return now
+
     def after(self, step: int, total: int, content: Callable[[], dict[str, Any]]) -> None:
         """Call once `step` of `total` steps are done. content: what the loop needs to go on from here.
 
         Raises Interrupted after a stop was asked for, with the checkpoint written.
         """
-        now = time.perf_counter()
-        if now - self._told_at > 1.0:
-            self.control.report(step, (step - self._first_step) / (now - self._began))
-            self._told_at = now
+        now = self.tell(step)
         wait = max(self.control.checkpoint_seconds, self._saving_seconds / SAVING_SHARE)
         stop = self.control.stop if self.control.ranks is None else self.control.ranks.any(self.control.stop)
         if stop or now - self._saved_at > wait:

@@ -73,8 +73,9 @@ class TrainState:
     """What the loop trains and what methods see. Built by `build`.
 
     params: name -> [S, ...] view of `flat`.  values, gradient [S, P]: all parameters and the gradient of the update under way,
-    without padding, to be edited in place.  gradient_bits: the gradient's bits, as whole numbers.  frozen: those that are never trained, behind the others in `flat`, in nothing else
-    here but `views` and checkpoints.  roles: name -> Role.  buffers: name -> what layers remember besides parameters.
+    without padding, to be edited in place.  gradient_bits: the gradient's bits, as whole numbers.  frozen: those
+    that are never trained, behind the others in `flat`, in nothing else here but `views` and checkpoints.  roles: name -> Role.
+    buffers: name -> what layers remember besides parameters.
     groups: parameters that are projected as one.  units: hidden layers seen as units.  lr: device scalar used by the coming step.
     alive [S] bool: False once a seed's loss was not finite.  updates [S]: updates each seed lived to do.
     acts: post-activations of the forward being trained on, if a method needs them (detached once it is done).  fed: what it was

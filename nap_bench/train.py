@@ -44,7 +44,7 @@ class Online:
         return cls(zeros, zeros.clone())
 
     def add(self, losses_S: Tensor, accuracy_S: Tensor | None) -> None:
-        self.loss_S += losses_S.detach()
+        self.loss_S += losses_S
         if accuracy_S is not None:
             self.correct_S += accuracy_S
         self.num_steps += 1

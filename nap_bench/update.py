@@ -63,7 +63,7 @@ def backward(state: TrainState, losses: Iterable[Tensor], total_S: Tensor | None
     parameters = list(state.params.values())
     for loss_S in losses:
         pieces = torch.autograd.grad(loss_S.sum(), parameters, allow_unused=True, materialize_grads=True)
-        flat = [piece.flatten(1) for piece in pieces]
+        flat = [piece if piece.dim() == 2 else piece.flatten(1) for piece in pieces]
         if total_S is None:
             total_S = loss_S.detach()
             torch.cat(flat, dim=1, out=state.gradient)

@@ -9,6 +9,7 @@ counter (visit, vector step, update), so a control that starts at a visit sees w
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -227,7 +228,7 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
         log("return/episodes", playing.episodes_S)
         playing.forget()
         if benchmark.eval_steps:
-            log("return/evaluation", evaluate(benchmark, learner, counter))
+            log("return/evaluation", evaluate(benchmark, learner, counter, lambda: session.tell(state.step)))
 
     def content() -> dict:
         return {
@@ -263,10 +264,12 @@ def reinforce(run: Run, folder: RunFolder, *, data_dir: str | None, device: str,
     return result(session, state, total, extra_forward_passes=learner.asked_forwards)
 
 
-def evaluate(benchmark: RLBenchmark, learner: Learner, update_number: int) -> Tensor:
+def evaluate(
+    benchmark: RLBenchmark, learner: Learner, update_number: int, tell: Callable[[], object] = lambda: None
+) -> Tensor:
     """Mean raw return [S] of the episodes that end within `eval_steps` vector steps of new environments, noise on, no learning.
 
-    Where none ends, the return so far (as DQN Zoo). Reads the agent and leaves it as it was.
+    Where none ends, the return so far (as DQN Zoo). Reads the agent and leaves it as it was. tell: called after every step.
     """
     state = learner.state
     playing = Playing(benchmark, state.seeds, benchmark.eval_envs, "evaluation", state.device)
@@ -275,4 +278,5 @@ def evaluate(benchmark: RLBenchmark, learner: Learner, update_number: int) -> Te
         for step in range(benchmark.eval_steps):
             noise_SEK = learner.eval_noise.at(update_number * benchmark.eval_steps + step)
             playing.step(learner.agent.act(state, playing.seen, noise_SEK))
+            tell()
     return torch.where(playing.episodes_S > 0, playing.mean_return(), playing.returns_SE.mean(dim=1))

@@ -3,8 +3,8 @@
 The real files are used where NAP_BENCH_DATA_DIR names a data_dir that has them.
 """
 
-import hashlib
 import gzip
+import hashlib
 import io
 import os
 import pickle

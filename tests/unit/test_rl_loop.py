@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 
+from nap_bench import session
 from nap_bench.benchmarks import BENCHMARKS, Atari, CatchSequence
 from nap_bench.experiments.base import make_run
 from nap_bench.methods import parse_stack, stack_of
@@ -92,6 +94,19 @@ def test_a_run_asked_to_stop_says_where_and_goes_on_from_there(tmp_path):
     with pytest.raises(Interrupted, match="goes on from there"):
         reinforced(tmp_path / "stopped", run_of(), Control(stop=True))
     assert reinforced(tmp_path / "stopped", run_of()) == reinforced(tmp_path / "whole", run_of())
+
+
+@pytest.mark.fault(
+    "edited: a game's program, under a run of reinforcement learning that goes on",
+    outcome="refused: the run began on other data, which have to be brought back",
+)
+def test_a_run_does_not_go_on_with_another_game_than_it_began_with(tmp_path, monkeypatch):
+    said = iter(("a game", "another"))
+    monkeypatch.setattr(CatchSequence, "identity", lambda self: {"game.bin": next(said)})
+    with pytest.raises(Interrupted):
+        reinforced(tmp_path, run_of(), Control(stop=True))
+    with pytest.raises(ValueError, match="began on other data: bring them back, or delete the checkpoint"):
+        reinforced(tmp_path, run_of())
 
 
 def test_a_seed_in_a_block_is_the_seed_alone(tmp_path):
@@ -250,6 +265,18 @@ def test_evaluation_leaves_the_agent_and_the_training_as_they_were():
     assert torch.equal(loop.evaluate(learner.benchmark, learner, 6), first)
     assert torch.equal(learner.state.flat, before) and learner.replay.num_rows == rows_before
     assert ((first >= -1.0) & (first <= 1.0)).all()
+
+
+def test_an_evaluation_tells_that_it_goes_on_as_often_as_training_does(tmp_path, monkeypatch):
+    clock = itertools.count(0.0, 2.0)
+    monkeypatch.setattr(session.time, "perf_counter", lambda: next(clock))
+    told: list[int] = []
+    control = Control(report=lambda step, rate: told.append(step))
+    reinforced(tmp_path / "without", run_of(dataclasses.replace(TASK, eval_steps=0)), control)
+    without = len(told)
+    reinforced(tmp_path / "with", run_of(), control)
+    visits, steps = TASK.num_variants * TASK.cycles, TASK.eval_steps
+    assert len(told) - 2 * without == visits * TASK.bins_per_visit * steps
 
 
 def test_the_target_network_follows_only_every_target_period():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -205,7 +204,9 @@ def test_a_dry_run_of_every_scale_takes_seconds_and_little_memory(scale):
     """Ten alone, the largest; measured in seconds of a processor that other tests share."""
     words, settings = small.command(small.ROOT, "--dry-run", plan="config/plan.jsonl", scale=scale)
     words.remove("--")
-    measured = subprocess.run([sys.executable, "-c", MEASURE, *words], **settings, capture_output=True, text=True, check=True)
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, *words], **settings, capture_output=True, text=True, check=True
+    )
     exit_code, seconds, kibibytes = map(float, measured.stdout.split())
     assert exit_code == 0, shlex.join(words)
     assert seconds < 20
