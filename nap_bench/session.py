@@ -78,7 +78,7 @@ def _forget_peak_memory() -> None:
 
 
 class Session:
-    """One process's part of a run. Make it before the run's tensors; then `restore`, and `after` every step.
+    """One process's part of a run. Make it before the run's tensors; then `made_of`, `begin`, and `after` every step.
 
     saved: what the checkpoint holds, None without one.  recorder: writes metrics.csv.  cost: over all sessions.
     """

@@ -28,6 +28,7 @@ ALIGNMENT = 64
 DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
 """Of parameters, gradients and moments."""
 SAME_WIDTH = {torch.float32: torch.int32, torch.float64: torch.int64}
+"""Whole numbers as wide as a gradient's entries."""
 Shapes = tuple[tuple[int, ...], int]
 """Shape of one input, number of outputs."""
 

@@ -236,9 +236,7 @@ REFRESH = 100
 def hyperparameters(scale: str, arm: str, num_tasks: int | None = None) -> dict[str, Any]:
     """Those of an arm on re-drawn labels: tuned where the scale is, else from the sources. num_tasks: of another stream."""
     method, chosen = arm.partition("+")[0], tuned("field_comparison", scale)
-    own = {**DEFAULTS.get(method, {}), **chosen.get(method, {})}
-    if arm in WITH_NAP:
-        own |= chosen.get(arm, {"lr": fig5.hyperparameters(scale, "nap")["lr"]})
+    own = {**DEFAULTS.get(method, {}), **chosen.get(arm, {})}
     middle = (num_tasks or fig5.SIZES[scale]["task"]["num_tasks"]) // 2
     own |= {"middle": middle, **({"refresh": REFRESH} if scale == "laptop" else {})}
     return {**fig5.hyperparameters(scale, arm), **own}
