@@ -30,7 +30,7 @@ DEVIATIONS = (
     "methods' authors, and on each stream one rate for all arms, its source's.",
     "Plasticity injection injects once, at the task in the middle of a stream. SNR looks at its counts once a task at laptop "
     "scale.",
-    "Laptop scale: re-drawn labels, as Fig. 5 here, and 10 tasks of 200 updates of the slowly changing regression; Rainbow's arms "
+    "Laptop scale: re-drawn labels, as Fig. 5 here, and 5 tasks of 200 updates of the slowly changing regression; Rainbow's arms "
     "are those of rl_sequence. At larger scales Rainbow has every method that can act on it.",
     "Workstation scale: 200,000 updates of each stream of single examples but the regression, which has its million; permuted "
     "MNIST with layers of 100 units and tasks of 10,000 images. Paper scale: the sources' lengths and sizes.",
@@ -137,7 +137,7 @@ ONLY_LARGER = tuple(stream for stream in NAMES if stream not in (MAIN, "regressi
 _LENET = (("channels", (6, 16)), ("kernel", 5), ("pool_after", (0, 1)), ("widths", (120, 84)))
 _KUMAR = (("channels", (16, 16)), ("kernel", 5), ("pool_after", (0, 1)), ("widths", (100, 100)))
 LENGTHS = {
-    "laptop": dict(regression=dict(num_tasks=10, steps_per_task=200, eval_examples=100)),
+    "laptop": dict(regression=dict(num_tasks=5, steps_per_task=200, eval_examples=100)),
     "workstation": dict(
         regression=dict(num_tasks=100),
         permuted_mnist=dict(num_examples=10000, num_tasks=20, steps_per_task=10000),
