@@ -398,13 +398,9 @@ def tables(scores: Scores) -> list[dict[str, Any]]:
     return [{"title": "Methods by rank", "columns": columns, "rows": rows, "note": note}] if rows else []
 
 
-def _words(method: str) -> str:
-    return method.replace("_", " ")
-
-
 def _rank(arm: str, against: str, setting: str = ALL) -> Paired:
     return Paired(
-        label=f"{_words(arm)} - {_words(against)}",
+        label=f"{look(arm).label} - {look(against).label}",
         measure="share_better",
         better="lower",
         arm=arm,
@@ -416,7 +412,7 @@ def _rank(arm: str, against: str, setting: str = ALL) -> Paired:
 
 def _gain(arm: str, against: str) -> Paired:
     return Paired(
-        label=f"{_words(arm)} - {_words(against)}",
+        label=f"{look(arm).label} - {look(against).label}",
         measure="performance",
         better="higher",
         arm=arm,
