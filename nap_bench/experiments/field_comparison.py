@@ -38,7 +38,8 @@ DEVIATIONS = (
     "(Elsayed & Mahmood search the rate for every method: here it is 0.01 for all). At laptop scale Adam everywhere.",
     "CIFAR-10 with permuted labels: their network has no nonlinearity after its convolutions; ours has one, and maps keep their "
     "size.",
-    "Warm starts: the perceptron of Ash & Adams (2 x 100), not their ResNet-18: its BatchNorm would exclude every other norm. "
+    "Warm starts: the perceptron of Ash & Adams (2 x 100; ReLU as in their code, tanh in their paper), not their ResNet-18: its "
+    "BatchNorm would exclude every other norm. "
     "2600 updates, ten passes over all data, for each half.",
     "Performance: average accuracy before the update; on hard and easy tasks that of the hard ones, on warm starts the accuracy on "
     "held-out images at the end, on the regression minus the squared error, in Rainbow the normalised return over the last cycle.",
