@@ -145,6 +145,7 @@ def on_images_never_shown(store: Path, data_dir: str, first_task: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_warm_start_costs_a_perceptron_what_ash_and_adams_publish(tmp_path):
     """12 minutes of one core. Tolerances: 1.5 points, and 1.2 of the 3.3 between the two; one seed on 16,667 images errs by 0.4."""
     if not (data_dir := os.environ.get("NAP_BENCH_DATA_DIR")):
