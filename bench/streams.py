@@ -91,8 +91,8 @@ def main() -> None:
     labels = BENCHMARKS["random_labels"](
         dataset="digits",
         num_examples=1797,
-        num_tasks=4 * num_tasks,
-        steps_per_task=per_task // 4,
+        num_tasks=num_tasks,
+        steps_per_task=max(1, per_task // 4),
         batch_size=1,
         labels="permuted",
         pixels="symmetric",
