@@ -312,6 +312,26 @@ def test_gradients_of_micro_losses_add_up_to_that_of_the_batch(data):
     assert torch.allclose(whole.gradient, parts.gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_gradients_are_those_of_autograd_and_zero_where_a_loss_does_not_reach(data):
+    state, _ = make("layer_norm")
+    inputs, y_SB = TASK.batch(data["cpu"], state.seeds, 0)
+    loss_S = TASK.loss(state.forward(inputs), y_SB)
+    parameters = (*state.params.values(), torch.ones(3, 2, requires_grad=True))
+    wanted = torch.autograd.grad(loss_S.sum(), parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    found = update.slopes(loss_S, parameters)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    assert not found[-1].any() and all(slope.any() for slope in found[:-1])
+
+
+def test_losses_that_are_finite_kill_nobody_though_their_sum_is_not(data):
+    state, methods = make("baseline", optimizer=SGD())
+    inputs, y_SB = TASK.batch(data["cpu"], state.seeds, 0)
+    huge_S = TASK.loss(state.forward(inputs), y_SB) * 0.0 + 3e38
+    assert huge_S.isfinite().all() and huge_S.sum().isinf()
+    update.grad_step(state, [huge_S], methods)
+    assert state.alive.all() and state.updates.tolist() == [1, 1, 1]
+
+
 def test_clipping_bounds_the_gradient_norm_of_each_seed_apart(data):
     state, methods = make("baseline", optimizer=SGD(clip_norm=0.05))
     state.params["output.weight"].detach()[0] *= 50
