@@ -37,9 +37,8 @@ def grad_step(state: TrainState, losses: Iterable[Tensor], stack: Stack) -> None
         total_S = state.ranks.summed(state.flat.grad, total_S.clone())
     if stack.penalised:
         total_S = backward(state, (method.loss_penalty(state) for method in stack.penalised), total_S)
-    if state.device.type != "cpu" or not math.isfinite(
-        total_S.sum()
-    ):  # a sum is finite only if all are, and cheap to look at
+    on_cpu = state.device.type == "cpu"  # where looking is free; a sum is finite only if all its terms are
+    if not (on_cpu and math.isfinite(total_S.sum())):
         state.alive &= total_S.abs() < math.inf  # isfinite in half the operations
     state.updates += state.alive
     if not leaves_all(state, state.alive):
