@@ -5,7 +5,6 @@ Shape suffixes: S seeds, B batch, P parameters.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -175,7 +174,6 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
             flow.memory = saved["flow"]
     num_planned = saved["num_planned"] if saved else 0  # forward passes of the batches themselves
     eval_steps, total, per_task = benchmark.eval_steps(), benchmark.num_steps, benchmark.steps_per_task
-    rate = math.nan
 
     def log(name: str, values_S: Tensor) -> None:
         """A diverged seed has no numbers: it is NaN in everything recorded from then on."""
@@ -190,8 +188,7 @@ def train(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, con
     while state.step < total:
         step = state.step
         task = benchmark.task_at(step)
-        if (scheduled := schedule(step, total, per_task)) != rate:
-            state.lr.fill_(rate := scheduled)
+        state.lr.fill_(schedule(step, total, per_task))
         if step and task != benchmark.task_at(step - 1):
             update.task_boundary(state, stack, task)
         inputs, y_SB = benchmark.batch(data, run.seeds, step)
