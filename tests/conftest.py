@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,14 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data_dir() -> Path:
+    """The data_dir with real files that the environment names; skips where it names none."""
+    if not (data_dir := os.environ.get("NAP_BENCH_DATA_DIR")):
+        pytest.skip("NAP_BENCH_DATA_DIR names no data_dir with real files")
+    return Path(data_dir)
 
 
 @pytest.fixture

@@ -6,12 +6,10 @@ The real files are used where NAP_BENCH_DATA_DIR names a data_dir that has them.
 import gzip
 import hashlib
 import io
-import os
 import pickle
 import socket
 import tarfile
 import urllib.error
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,14 +211,6 @@ def test_checksums_archive_and_folder_are_torchvisions_own():
     assert (cifar10.ARCHIVE, cifar10.ARCHIVE_CONTENT.md5) == (theirs.filename, theirs.tgz_md5)
     assert theirs.url == cifar10.MIRRORS[0] + cifar10.ARCHIVE
     assert theirs.base_folder == BASE
-
-
-@pytest.fixture(scope="module")
-def real_data_dir():
-    data_dir = os.environ.get("NAP_BENCH_DATA_DIR")
-    if not data_dir:
-        pytest.skip("NAP_BENCH_DATA_DIR names no data_dir with the real CIFAR-10 files")
-    return Path(data_dir)
 
 
 def test_real_cifar10_has_its_published_sizes_classes_and_pixels(real_data_dir):

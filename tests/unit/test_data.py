@@ -316,14 +316,6 @@ def test_checksums_and_the_first_mirror_are_torchvisions_own():
     assert mnist.MIRRORS[0] in theirs.mirrors
 
 
-@pytest.fixture(scope="module")
-def real_data_dir():
-    data_dir = os.environ.get("NAP_BENCH_DATA_DIR")
-    if not data_dir:
-        pytest.skip("NAP_BENCH_DATA_DIR names no data_dir with the real MNIST files")
-    return Path(data_dir)
-
-
 def test_real_mnist_has_its_published_sizes_classes_and_pixels(real_data_dir):
     train = mnist.load(real_data_dir)
     assert train.inputs.shape == (60000, 784)

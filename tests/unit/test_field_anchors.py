@@ -9,7 +9,6 @@ from 0.6 to 1.4, which is what is held to here. Of warm starts Ash & Adams 2020 
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -114,7 +113,7 @@ UNTIL_KNOWN = 45_000
 """Updates after which the perceptron knows 97 to 100 % of what it was shown; they train until 99 %."""
 
 
-def on_images_never_shown(store: Path, data_dir: str, first_task: int) -> float:
+def on_images_never_shown(store: Path, data_dir: Path, first_task: int) -> float:
     """Percent of the held-out images that their perceptron gets right: three layers, 100 units, tanh (ReLU in their code)."""
     benchmark = WarmStart(
         dataset="cifar10",
@@ -146,12 +145,9 @@ def on_images_never_shown(store: Path, data_dir: str, first_task: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_warm_start_costs_a_perceptron_what_ash_and_adams_publish(tmp_path):
+def test_a_warm_start_costs_a_perceptron_what_ash_and_adams_publish(real_data_dir, tmp_path):
     """12 minutes of one core. Tolerances: 1.5 points, and 1.2 of the 3.3 between the two; one seed on 16,667 images errs by 0.4."""
-    if not (data_dir := os.environ.get("NAP_BENCH_DATA_DIR")):
-        pytest.skip("NAP_BENCH_DATA_DIR names no data_dir with the real CIFAR-10 files")
-
-    found = {name: on_images_never_shown(tmp_path, data_dir, first) for name, first in (("fresh", 1), ("warm", 0))}
+    found = {name: on_images_never_shown(tmp_path, real_data_dir, first) for name, first in (("fresh", 1), ("warm", 0))}
     assert found == {name: pytest.approx(published, abs=1.5) for name, published in ASH_AND_ADAMS.items()}
     gap = ASH_AND_ADAMS["fresh"] - ASH_AND_ADAMS["warm"]
     assert found["fresh"] - found["warm"] == pytest.approx(gap, abs=1.2)

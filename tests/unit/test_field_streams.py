@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 
 import pytest
 import torch
@@ -459,10 +458,7 @@ def test_warm_starts_that_cannot_be_are_refused(changes, complaint):
 # Real data
 
 
-@pytest.mark.skipif(
-    "NAP_BENCH_DATA_DIR" not in os.environ, reason="NAP_BENCH_DATA_DIR names no data_dir with real MNIST"
-)
-def test_online_permuted_mnist_shows_60000_images_once_each_pixels_from_0_to_1():
+def test_online_permuted_mnist_shows_60000_images_once_each_pixels_from_0_to_1(real_data_dir):
     stream = PermutedInputs(
         dataset="mnist",
         num_examples=60000,
@@ -473,7 +469,7 @@ def test_online_permuted_mnist_shows_60000_images_once_each_pixels_from_0_to_1()
         permutations="compounding",
         pixels="unit",
     )
-    data = stream.load(os.environ["NAP_BENCH_DATA_DIR"], "cpu")
+    data = stream.load(real_data_dir, "cpu")
     assert (data.inputs.min().item(), data.inputs.max().item()) == (0.0, 1.0)
     assert torch.allclose(data.inputs * 255, (data.inputs * 255).round(), atol=1e-3)
     assert torch.equal(stream.order(data, 0, 1, 0).flatten().sort().values, torch.arange(60000))

@@ -6,12 +6,10 @@ Real files are used where NAP_BENCH_DATA_DIR names a data_dir that has them.
 import gzip
 import hashlib
 import io
-import os
 import pickle
 import struct
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,9 +164,8 @@ def test_the_checksums_are_torchvisions():
 
 
 @pytest.mark.parametrize(("module", "size", "classes"), [(cifar100, 50000, 100), (emnist, 112800, 47)])
-def test_the_real_files_have_as_many_images_of_every_class(module, size, classes):
-    data_dir = os.environ.get("NAP_BENCH_DATA_DIR")
-    if not data_dir or any(module._published().problem(Path(data_dir), name) for name in module._published().files):
+def test_the_real_files_have_as_many_images_of_every_class(module, size, classes, real_data_dir):
+    if any(module._published().problem(real_data_dir, name) for name in module._published().files):
         pytest.skip("NAP_BENCH_DATA_DIR names no data_dir with these files")
-    train = module.load(data_dir)
+    train = module.load(real_data_dir)
     assert len(train.inputs) == size and set(train.labels.bincount().tolist()) == {size // classes}

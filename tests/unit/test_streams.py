@@ -4,7 +4,6 @@ Real MNIST and CIFAR-10 are used where NAP_BENCH_DATA_DIR names a data_dir that 
 """
 
 import dataclasses
-import os
 
 import pytest
 import torch
@@ -360,14 +359,6 @@ def test_the_draws_of_version_1_stay_what_they_are(digits):
 
 
 # Real data
-
-
-@pytest.fixture(scope="module")
-def real_data_dir():
-    data_dir = os.environ.get("NAP_BENCH_DATA_DIR")
-    if not data_dir:
-        pytest.skip("NAP_BENCH_DATA_DIR names no data_dir with the real MNIST files")
-    return data_dir
 
 
 def test_permuted_mnist_draws_10000_of_60000_and_permutes_784_values(real_data_dir):

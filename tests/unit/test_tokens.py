@@ -337,11 +337,9 @@ def test_every_token_of_a_document_but_its_end_is_a_target_once():
     assert len(few) == 3  # documents that begin at 0, 2 and 6
 
 
-@pytest.mark.skipif("NAP_BENCH_DATA_DIR" not in os.environ, reason="no real data: NAP_BENCH_DATA_DIR is not set")
-def test_the_real_files_are_read(tmp_path):
-    root = Path(os.environ["NAP_BENCH_DATA_DIR"])
-    found = {name: s.find(root) for name, s in text.EVALUATION_SETS.items()}
+def test_the_real_files_are_read(real_data_dir, tmp_path):
+    found = {name: s.find(real_data_dir) for name, s in text.EVALUATION_SETS.items()}
     counts = {name: sum(1 for _ in text.EVALUATION_SETS[name].read(*paths)) for name, paths in found.items() if paths}
     assert counts.items() >= {"lambada": 5153, "siqa": 1954, "piqa": 1838}.items()
-    (path,) = text.shards(root, "validation")
+    (path,) = text.shards(real_data_dir, "validation")
     assert sum(1 for _ in text.of_shard(path)) == 128
