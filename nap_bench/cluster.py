@@ -200,16 +200,18 @@ def _last_line(text: str) -> str:
 def clear(folder: Path) -> str:
     """Cancel what an earlier invocation, killed, left waiting in the queue: this one submits it anew. Returns what to say of it.
 
-    What runs goes on, and new jobs wait for it. folder: of the guard, where each invocation left the ids of its jobs.
+    What runs goes on, and new jobs wait for it. folder: of the guard, where each invocation left a folder of its jobs' name.
     """
-    kept = {path.name: {job.name for job in path.iterdir()} for path in folder.glob("*") if path.name != "bin"}
-    queue = _states("squeue", "--noheader", "--format=%i|%T", "--name", ",".join(kept)) if kept else {}
-    if queue is None:
-        return ""
-    for name, job_ids in kept.items():
-        if not job_ids & set(queue):
-            shutil.rmtree(folder / name)
-    ours = {job_id: state for job_id, state in queue.items() if any(job_id in job_ids for job_ids in kept.values())}
+    ours: dict[str, str] = {}
+    for path in folder.glob("*"):
+        if path.name == "bin":
+            continue
+        queue = _states("squeue", "--noheader", "--format=%i|%T", "--name", path.name)
+        if queue is None:
+            return ""
+        if not queue:
+            shutil.rmtree(path)
+        ours |= queue
     waiting = [job_id for job_id, state in ours.items() if state == "PENDING"]
     if waiting:
         _ask("scancel", "--state=PENDING", *waiting)
@@ -257,12 +259,16 @@ def install(folder: Path) -> str:
 
 
 def submit(folder: str, sbatch: str, *words: str) -> int:
-    """In place of `sbatch`: submit, and keep the job's id under the invocation's name."""
+    """In place of `sbatch`: submit, and keep the job's id under the invocation's name.
+
+    The name comes first: of what is killed before it learns the id, `clear` finds the job by its name.
+    """
+    kept = Path(folder) / words[words.index("--job-name") + 1] if "--job-name" in words else None
+    if kept:
+        kept.mkdir(parents=True, exist_ok=True)
     done = subprocess.run([sbatch, *words], stdout=subprocess.PIPE, text=True, check=False)
     job_id = done.stdout.strip()
-    if done.returncode == 0 and job_id.isdigit() and "--job-name" in words:  # of another cluster: "id;cluster"
-        kept = Path(folder) / words[words.index("--job-name") + 1]
-        kept.mkdir(parents=True, exist_ok=True)
+    if kept and done.returncode == 0 and job_id.isdigit():  # of another cluster: "id;cluster"
         (kept / job_id).touch()
     sys.stdout.write(done.stdout)
     return done.returncode

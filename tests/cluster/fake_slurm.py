@@ -1,6 +1,7 @@
 """A SLURM of one file: sbatch, srun, squeue, sacct, scancel, sinfo, scontrol, sacctmgr. Standard library only.
 
-Jobs really run, and meet the fate written for them in DIR/fates.json: {part of the job's comment: [fate, file to wait for]}.
+Jobs really run, and meet the fate that DIR/fates.json had for them when they were submitted:
+{end of the job's comment: [fate, file to wait for]}.
 States are what SLURM 22.05 prints: sacct says `CANCELLED by 0`, squeue `CANCELLED`; who is requeued is PENDING in both.
 `install` can leave programs out, as on clusters without accounting.
 """
@@ -81,10 +82,13 @@ class Cluster:
         with open(self.folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             job_id = str(len(self.jobs()) + 1)
+            comment, path = after("--comment"), self.folder / "fates.json"
+            fates = json.loads(path.read_text()) if path.exists() else {}
             self.write(
                 job_id,
                 name=after("--job-name"),
-                comment=after("--comment"),
+                comment=comment,
+                fate=next((fate for end, fate in fates.items() if comment.endswith(end)), ("", "")),
                 log=after("--output").replace("%j", job_id),
                 command=after("--wrap"),
                 state="PENDING",
@@ -146,8 +150,7 @@ class Cluster:
     def supervise(self, words: list[str]) -> int:
         (job_id,) = words
         job = self.jobs()[job_id]
-        fates = json.loads((self.folder / "fates.json").read_text()) if (self.folder / "fates.json").exists() else {}
-        fate, mark = next((fate for part, fate in fates.items() if job["comment"].endswith(part)), ("", ""))
+        fate, mark = job["fate"]
         while fate == "queued" and not Path(mark).exists():
             if (self.folder / "jobs" / f"{job_id}.cancel").exists():
                 self.write(job_id, state="CANCELLED by 0")

@@ -17,17 +17,26 @@ NUM_JOBS = 100
 
 @pytest.fixture
 def queue(tmp_path, monkeypatch):
-    """A cluster with the jobs of two invocations: job -> state, in the order of their numbers."""
+    """A cluster with the jobs of three invocations, of which c was killed before it learned its job's number."""
     folder = tmp_path / "slurm"
     monkeypatch.setenv("PATH", f"{fake_slurm.install(folder)}{os.pathsep}{os.environ['PATH']}")
     made, guard = fake_slurm.Cluster(folder), tmp_path / "guard"
     for number, (name, state) in enumerate(
-        [("a", "PENDING"), ("a", "RUNNING"), ("a", "COMPLETED"), ("b", "COMPLETED"), ("others", "PENDING")], 1
+        [
+            ("a", "PENDING"),
+            ("a", "RUNNING"),
+            ("a", "COMPLETED"),
+            ("b", "COMPLETED"),
+            ("c", "PENDING"),
+            ("others", "PENDING"),
+        ],
+        1,
     ):
         made.write(str(number), name=name, comment="", log=str(tmp_path / "log"), state=state, starts=0)
         if name != "others":
             (guard / name).mkdir(parents=True, exist_ok=True)
-            (guard / name / str(number)).touch()
+            if name != "c":
+                (guard / name / str(number)).touch()
     return folder, guard
 
 
@@ -38,9 +47,9 @@ def queue(tmp_path, monkeypatch):
 def test_what_a_killed_invocation_left_waiting_is_cancelled_and_nothing_else(queue):
     folder, guard = queue
     said = cluster.clear(guard)
-    assert "1 jobs were waiting and were cancelled" in said and "1 are running and go on" in said
-    assert [path.stem for path in (folder / "jobs").glob("*.cancel")] == ["1"]
-    assert [path.name for path in guard.iterdir()] == ["a"], "of which no job is left is forgotten"
+    assert "2 jobs were waiting and were cancelled" in said and "1 are running and go on" in said
+    assert sorted(path.stem for path in (folder / "jobs").glob("*.cancel")) == ["1", "5"]
+    assert sorted(path.name for path in guard.iterdir()) == ["a", "c"], "of which no job is left is forgotten"
 
 
 def test_where_nothing_was_left_nothing_is_said_and_a_controller_that_is_away_is_not_asked_twice(
@@ -49,7 +58,7 @@ def test_where_nothing_was_left_nothing_is_said_and_a_controller_that_is_away_is
     _, guard = queue
     assert cluster.clear(tmp_path / "absent") == ""
     monkeypatch.setattr(cluster, "_states", lambda *words: None)
-    assert cluster.clear(guard) == "" and len(list(guard.iterdir())) == 2
+    assert cluster.clear(guard) == "" and len(list(guard.iterdir())) == 3
 
 
 @pytest.mark.slow
@@ -80,7 +89,7 @@ def test_a_head_killed_with_a_hundred_jobs_queued_does_no_run_twice(tmp_path):
         words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400
     )
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{NUM_JOBS} jobs were waiting and were cancelled" in again.stderr
+    assert f"{NUM_JOBS} jobs were waiting and were cancelled" in again.stderr, again.stderr
     (tmp_path / "open").touch()
     jobs = fake_slurm.Cluster(slurm).jobs()
     assert {jobs[str(number)]["state"] for number in range(1, NUM_JOBS + 1)} == {"CANCELLED by 0"}
