@@ -36,7 +36,7 @@ class PermutedInputs(ImageStream):
 
     Dohare et al. 2024, online permuted MNIST: all 60000 images once per task, one at a time (`batch_size=1`, `whole_passes=True`),
     800 tasks, pixels="unit", compounding. Elsayed & Mahmood 2024, input-permuted MNIST: 5000 images, one at a time, 200
-    tasks, fresh.
+    tasks, pixels="symmetric", fresh.
 
     Evaluation reads the first `eval_examples` of the task's images (of which the network has trained on those of its
     batches); other fields as in random_labels.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,21 +26,31 @@ PAPER = (
 )
 DEVIATIONS = (
     "Hyperparameters: at laptop scale each method's own, alone and with NaP, tuned on re-drawn labels with the same effort (twelve "
-    "configurations), on every stream; on the regression one rate, 0.01, for all. At larger scales nothing is tuned: values of the "
-    "methods' authors, and on each stream one rate for all arms, its source's.",
+    "configurations), on every stream; on the regression one rate, 0.01, for all. At larger scales nothing is tuned: on each "
+    "stream one rate for all arms, its source's, and the methods' own defaults. Those are their authors' where a method's page "
+    "says so, and ours for the strengths of spectral regularisation and weight clipping, for SNR's windows and for weight decay; "
+    "InFeR's are recalled. InFeR's heads regress to 100 times their initial outputs in Rainbow, as there, and to these outputs on "
+    "the other streams, which is ours: for supervised networks we know of no value.",
     "Plasticity injection injects once, at the task in the middle of a stream. SNR looks at its counts once a task at laptop "
-    "scale.",
+    "scale. Where it is not tuned its threshold does not fall below 100 examples, as in its authors' code.",
     "Laptop scale: re-drawn labels, as Fig. 5 here, and 5 tasks of 200 updates of the slowly changing regression; Rainbow's arms "
-    "are those of rl_sequence. At larger scales Rainbow has every method that can act on it.",
+    "are those of rl_sequence. At larger scales Rainbow has every method that can act on it, weights on a sphere with RMSNorm in "
+    "place of learned factors, which its layers do not have.",
+    "Cells that cannot be: BatchNorm on single examples, GroupNorm in the regression's five units, weight normalisation in "
+    "Rainbow, which is therefore not among the streams of the average. All of Rainbow's arms reset the optimizer at a switch, so "
+    "that is no arm of its own there. GroupNorm has two groups where four do not divide a layer. The implicit schedule is not "
+    "here: it needs NaP.",
     "Workstation scale: 200,000 updates of each stream of single examples but the regression, which has its million; permuted "
     "MNIST with layers of 100 units and tasks of 10,000 images. Paper scale: the sources' lengths and sizes.",
     "Adam on re-drawn labels, hard and easy tasks and warm starts; plain SGD, as in the sources, on the others at larger scales "
     "(Elsayed & Mahmood search the rate for every method: here it is 0.01 for all). At laptop scale Adam everywhere.",
-    "CIFAR-10 with permuted labels: their network has no nonlinearity after its convolutions; ours has one, and maps keep their "
-    "size.",
+    "CIFAR-10 with permuted labels: their network has no nonlinearity after its convolutions; ours has one. Their third image "
+    "stream, of mini-ImageNet's features, is not here. Hard and easy tasks: Kumar et al. standardise channel by channel, by "
+    "CIFAR-10's mean and deviation; here over all pixels.",
     "Warm starts: the perceptron of Ash & Adams (2 x 100; ReLU as in their code, tanh in their paper), not their ResNet-18: its "
     "BatchNorm would exclude every other norm. "
-    "2600 updates, ten passes over all data, for each half.",
+    "2600 updates, ten passes over all data, for each half. Theirs begin the second with a new optimizer; here the arm optimizer "
+    "reset does, and the others keep it.",
     "Performance: average accuracy before the update; on hard and easy tasks that of the hard ones, on warm starts the accuracy on "
     "held-out images at the end, on the regression minus the squared error, in Rainbow the normalised return over the last cycle.",
     "Share of better methods: of the other methods that ran on a stream, alone, how many did better, ties counting half, seed by "
@@ -60,12 +70,13 @@ FIELD = {
     "weight_clipping": "weight_clipping(kappa={kappa})",
     "weight_norm": "weight_norm",
     "hyperspherical": "hyperspherical",
-    "snr": "snr(percentile={percentile}, start={start}, refresh={refresh})",
+    "snr": "snr(percentile={percentile}, start={start}, refresh={refresh}, shortest={shortest})",
     "hare_tortoise": "hare_tortoise(momentum={momentum}, period={period})",
     "upgd": "upgd(sigma={sigma}, decay={decay})",
     "dash": "dash(floor={floor}, newest={newest})",
     "infer": "infer(coef={coef}, scale={scale})",
     "regrama": "regrama(period={period}, tau={tau})",
+    "weight_decay": "weight_decay(coef={coef})",
 }
 """The methods that Fig. 5 here does not have."""
 DEFAULTS: dict[str, dict[str, float]] = {
@@ -76,10 +87,14 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "hare_tortoise": {"momentum": 0.999, "period": 2000},
     "upgd": {"sigma": 0.001, "decay": 0.999},
     "dash": {"floor": 0.3, "newest": 0.3},
-    "infer": {"coef": 0.1, "scale": 100.0},
+    "infer": {"coef": 0.1, "scale": 1.0},
     "regrama": {"period": 1000, "tau": 0.01},
+    "weight_decay": {"coef": 0.1},
 }
-"""What their authors use, where nothing is tuned: the methods' own defaults, whose sources their pages name."""
+"""Where nothing is tuned: the methods' own defaults, whose sources their pages name, but for InFeR's scale outside Rainbow."""
+OF_RAINBOW: dict[str, dict[str, Any]] = {"infer": {"scale": 100.0}}
+SHORTEST_EXAMPLES = 100
+"""SNR's smallest threshold in its authors' code, in examples."""
 WITH_NAP = tuple(combined(method, "nap") for method in FIELD)
 SWEPT = (*FIELD, *WITH_NAP)
 """What `nap-bench tune` tries."""
@@ -114,6 +129,8 @@ GRIDS: dict[str, tuple[dict[str, float], ...]] = {
     "parseval+nap": cross(lr=_NAP_LRS, coef=(1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1)),
     "weight_clipping+nap": cross(lr=_NAP_LRS, kappa=(0.5, 1.0, 1.5, 2.0, 3.0, 5.0)),
     "upgd+nap": cross(lr=_NAP_LRS[1:-1], sigma=(0.01, 0.1, 1.0, 3.0, 10.0), decay=(0.5, 0.7, 0.9, 0.99)),
+    "weight_decay": cross(lr=_MORE_LRS, coef=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
+    "weight_decay+nap": cross(lr=_NAP_LRS, coef=(1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)),
     "regrama+nap": cross(lr=_LRS, period=(30, 100, 300, 1000), tau=(0.003, 0.01, 0.03, 0.1, 0.3)),
 }
 """What `nap-bench tune` tries, twelve configurations for every arm. An arm that is not named tries what its method tries."""
@@ -135,8 +152,8 @@ NAMES = {
     RL: "Rainbow",
 }
 ONLY_LARGER = tuple(stream for stream in NAMES if stream not in (MAIN, "regression", RL))
-_LENET = (("channels", (6, 16)), ("kernel", 5), ("pool_after", (0, 1)), ("widths", (120, 84)))
-_KUMAR = (("channels", (16, 16)), ("kernel", 5), ("pool_after", (0, 1)), ("widths", (100, 100)))
+_LENET = (("channels", (6, 16)), ("kernel", 5), ("padding", 0), ("pool_after", (0, 1)), ("widths", (120, 84)))
+_KUMAR = (("channels", (16, 16)), ("kernel", 5), ("padding", 0), ("pool_after", (0, 1)), ("widths", (100, 100)))
 LENGTHS = {
     "laptop": dict(regression=dict(num_tasks=5, steps_per_task=200, eval_examples=100)),
     "workstation": dict(
@@ -188,6 +205,7 @@ def streams(scale: str) -> dict[str, tuple[Any, Any, Any, float]]:
                 num_examples=5000,
                 steps_per_task=5000,
                 permutations="fresh",
+                pixels="symmetric",
                 **single,
                 **size["permuted_inputs"],
             ),
@@ -234,19 +252,29 @@ REFRESH = 100
 """Updates between two looks of `snr` at its counts, at laptop scale: a task of re-drawn labels."""
 
 
-def hyperparameters(scale: str, arm: str, num_tasks: int | None = None) -> dict[str, Any]:
-    """Those of an arm on re-drawn labels: tuned where the scale is, else from the sources. num_tasks: of another stream."""
+def hyperparameters(scale: str, arm: str, stream: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Those of an arm on re-drawn labels: tuned where the scale is, else from the sources.
+
+    stream: num_tasks and batch_size of another one.
+    """
     method, chosen = arm.partition("+")[0], tuned("field_comparison", scale)
-    own = {**DEFAULTS.get(method, {}), **chosen.get(arm, {})}
-    middle = (num_tasks or fig5.SIZES[scale]["task"]["num_tasks"]) // 2
-    own |= {"middle": middle, **({"refresh": REFRESH} if scale == "laptop" else {})}
+    size = stream or fig5.SIZES[scale]["task"]
+    own = {**DEFAULTS.get(method, {}), **chosen.get(arm, {}), "middle": size["num_tasks"] // 2}
+    if scale == "laptop":
+        own["refresh"] = REFRESH
+    if method == "snr":
+        is_tuned = arm in chosen and stream is None
+        own["shortest"] = 1 if is_tuned else max(1, round(SHORTEST_EXAMPLES / size["batch_size"]))
+        own["start"] = max(own["start"], own["shortest"])
     return {**fig5.hyperparameters(scale, arm), **own}
 
 
-def entry(scale: str, arm: str, *, hyper: dict[str, float] | None = None, **more: Any) -> Entry:
-    """A run on re-drawn labels."""
+def entry(
+    scale: str, arm: str, *, hyper: dict[str, float] | None = None, stack: str | None = None, **more: Any
+) -> Entry:
+    """A run on re-drawn labels. stack: another than the arm's."""
     hyper = {**hyperparameters(scale, arm), **(hyper or {})}
-    return fig5.entry(scale, arm, hyper=hyper, stack=STACKS[arm], **more)
+    return fig5.entry(scale, arm, hyper=hyper, stack=stack or STACKS[arm], **more)
 
 
 def exists(run: Any) -> bool:
@@ -256,29 +284,52 @@ def exists(run: Any) -> bool:
     return stack_of(run.methods).why_not(run) is None
 
 
+OTHERWISE = {"group_norm": "group_norm(groups=2)", "hyperspherical": "hyperspherical(scale=False)+rms_norm"}
+"""In place of an arm's stack, on streams where that cannot be."""
+
+
+def possible(arm: str, make: Callable[[str], Entry]) -> list[Entry]:
+    """The arm's entry, made of its stack or of what stands in for that; none where both are impossible."""
+    made = [make(stack) for stack in (STACKS[arm], OTHERWISE.get(arm)) if stack]
+    return [entry for entry in made if exists(entry.run)][:1]
+
+
 def runs(scale: str) -> list[Entry]:
     from nap_bench.schedules import Constant
     from nap_bench.spec import Part
 
     planned = [entry(scale, arm) for arm in (*ALONE, *WITH_NAP)]
     for stream, (benchmark, model, optimizer, lr) in streams(scale).items():
+        size = {"num_tasks": benchmark.num_tasks, "batch_size": benchmark.batch_size}
+        changes = dict(benchmark=Part.of(benchmark), model=model, optimizer=Part.of(optimizer))
+        changes |= dict(schedule=Part.of(Constant(lr)))
         for arm in ALONE:
-            run = entry(scale, arm, hyper=hyperparameters(scale, arm, benchmark.num_tasks)).run
-            changes = dict(benchmark=Part.of(benchmark), model=model, optimizer=Part.of(optimizer))
-            planned.append(Entry(arm, stream, dataclasses.replace(run, **changes, schedule=Part.of(Constant(lr)))))
-    planned += [made._replace(setting=RL) for made in _of_rainbow(scale)]
-    return [made for made in planned if exists(made.run)]
+            hyper = hyperparameters(scale, arm, size)
+
+            def make(stack: str, arm=arm, hyper=hyper, stream=stream, changes=changes) -> Entry:
+                run = entry(scale, arm, hyper=hyper, stack=stack).run
+                return Entry(arm, stream, dataclasses.replace(run, **changes))
+
+            planned += possible(arm, make)
+    return planned + [made._replace(setting=RL) for made in _of_rainbow(scale)]
 
 
 def _of_rainbow(scale: str) -> list[Entry]:
     """On rl_sequence: its own arms, and at larger scales every method."""
+    from nap_bench.benchmarks import CatchSequence
+
     made = [rl_sequence.entry(scale, arm) for arm in rl_sequence.STACKS]
+    benchmark = CatchSequence(**rl_sequence.SIZES[scale]["task"])
+    size = {"num_tasks": benchmark.num_visits, "batch_size": benchmark.batch_size}
     for arm in ALONE if scale in LARGER else ():
         if arm in rl_sequence.STACKS or arm == "optimizer_reset":
             continue
-        task = rl_sequence.SIZES[scale]["task"]
-        hyper = {"keep": 0.77, **hyperparameters(scale, arm, task["num_variants"] * task["cycles"])}
-        made.append(rl_sequence.entry(scale, arm, stack=f"optimizer_reset+{STACKS[arm].format(**hyper)}"))
+        hyper = {"keep": 0.77, **hyperparameters(scale, arm, size), **OF_RAINBOW.get(arm, {})}
+
+        def make(stack: str, arm=arm, hyper=hyper) -> Entry:
+            return rl_sequence.entry(scale, arm, stack=f"optimizer_reset+{stack.format(**hyper)}")
+
+        made += possible(arm, make)
     return made
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nap_bench.methods.base import Method
 from nap_bench.methods.continual_backprop import restart
-from nap_bench.spec import Run
+from nap_bench.spec import Run, later
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class SNR(Method):
 
     and every `refresh` updates q_i, the least gap that a share `percentile` of those counted does not exceed, becomes tau_i; but
     where q_i > tau_i, gaps longer than tau_i are not seen in full, and tau_i grows by `expansion` instead. Then counting starts
-    anew. A unit of which no gap ended keeps its threshold. Of a unit that is reset incoming weights are drawn anew; bias, outgoing
-    weights and both moments of all of these are 0 (the biases it feeds and the optimizer's step count stay).
+    anew; tau_i is never less than `shortest`. A unit of which no gap ended keeps its threshold. Of a unit that is reset incoming
+    weights are drawn anew; bias, outgoing weights and both moments of all of these are 0 (the biases it feeds and the optimizer's
+    step count stay).
 
-    percentile: in (0, 1); None resets nothing and is the baseline, bit for bit.  start: first threshold, in [1, longest].
+    percentile: in (0, 1); None resets nothing and is the baseline, bit for bit.  start: first threshold, in [shortest, longest].
     refresh: updates between two looks at the counts, >= 1.  expansion: >= 1.
+    shortest: smallest threshold, in updates, >= 1.
     longest: largest threshold, in updates, and longest gap counted: as many counters are kept for every unit.
     reset_norm: scale and offset of the norm (and their moments) start anew too.
     """
@@ -41,12 +43,14 @@ class SNR(Method):
     expansion: float = 2.0
     longest: int = 1000
     reset_norm: bool = False
+    shortest: int = later(1)
 
     def __post_init__(self) -> None:
         if self.percentile is not None and not 0.0 < self.percentile < 1.0:
             raise ValueError(f"snr wants percentile in (0, 1) or None; found {self.percentile}.")
-        if not 1 <= self.start <= self.longest:
-            raise ValueError(f"snr wants 1 <= start <= longest; found {self.start} and {self.longest}.")
+        if not 1 <= self.shortest <= self.start <= self.longest:
+            found = f"{self.shortest}, {self.start} and {self.longest}"
+            raise ValueError(f"snr wants 1 <= shortest <= start <= longest; found {found}.")
         if self.refresh < 1 or not self.expansion >= 1.0:
             raise ValueError(f"snr wants refresh >= 1 and expansion >= 1; found {self.refresh} and {self.expansion}.")
 
@@ -95,7 +99,7 @@ class SNR(Method):
         quantile_SU = (upto < self.percentile * total_SU.double().unsqueeze(2)).sum(dim=2) + 1
         grown_SU = (threshold * self.expansion).ceil().long().clamp(max=self.longest)
         found_SU = torch.where(quantile_SU <= threshold, quantile_SU, grown_SU)
-        threshold.copy_(torch.where(total_SU > 0, found_SU, threshold))
+        threshold.copy_(torch.where(total_SU > 0, found_SU.clamp(min=self.shortest), threshold))
         counts.zero_()
 
 

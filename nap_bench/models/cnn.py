@@ -27,7 +27,8 @@ class CNN(nn.Module):
     """x_SBCHW -> logits_SBK.
 
     `size`: channels, of each convolution; pool_after, indices of the convolutions that 2 x 2 max-pooling follows; widths, of
-    the hidden linear layers; kernel, odd; own_norm, "batch" or "none" (the default): see `norm_of`.
+    the hidden linear layers; kernel, odd; padding, zeros on each side, by default as many as keep a map's size; own_norm,
+    "batch" or "none" (the default): see `norm_of`.
     groups: one per hidden layer in order, then the output layer.  units: one entry per hidden layer, a channel being a unit.
     frozen, head: as in `MLP`, of linear layers alone.
     """
@@ -37,23 +38,25 @@ class CNN(nn.Module):
         size = dict(spec.size)
         self.activation, self.pool_after = activation_of(spec), frozenset(size["pool_after"])
         channels, height, width = inputs
-        if size["kernel"] % 2 == 0:
-            raise ValueError(f"A cnn wants an odd kernel, which padding can centre; found {size['kernel']}.")
+        kernel = size["kernel"]
+        padding = size.get("padding", kernel // 2)
+        if kernel % 2 == 0:
+            raise ValueError(f"A cnn wants an odd kernel, which padding can centre; found {kernel}.")
+        if not 0 <= padding <= kernel // 2:
+            raise ValueError(f"A cnn with a kernel of {kernel} wants padding in [0, {kernel // 2}]; found {padding}.")
         common = dict(
             bias=not has_norm(spec), init=spec.init, init_scale=hidden_scale(spec), unit_scale=spec.unit_scale
         )
         per_unit, is_invariant = features_per_unit(spec), spec.unit_scale == "weight_norm"
         layers, norms, groups = [], [], []
         for index, wanted in enumerate(size["channels"]):
-            layers.append(Conv2d(num_seeds, channels, wanted, kernel=size["kernel"], **common))
+            layers.append(Conv2d(num_seeds, channels, wanted, kernel=kernel, padding=padding, **common))
             channels = wanted * per_unit
-            if index in self.pool_after:
-                height, width = height // 2, width // 2
+            pooled = 2 if index in self.pool_after else 1
+            height, width = ((extent + 2 * padding - kernel + 1) // pooled for extent in (height, width))
+            if min(height, width) < 1:
+                raise ValueError(f"A cnn on images of {inputs[1:]} has nothing left after convolution {index}.")
         features = channels * height * width
-        if features == 0:
-            raise ValueError(
-                f"A cnn on images of {inputs[1:]} has nothing left after pooling {len(self.pool_after)} times."
-            )
         fan_ins = [features, *[wanted * per_unit for wanted in size["widths"]]]
         for features, wanted in zip(fan_ins, size["widths"], strict=False):
             layers.append(Linear(num_seeds, features, wanted, **common))

@@ -203,12 +203,12 @@ def optimise(run: Run, folder: RunFolder, *, data_dir: str | None, device: str, 
             measured.add("reward/mean", rollout.reward.mean(dim=1))
         loss_S, inputs = policy.denoise(step) if step < first else policy.improve(rollout, measured)
         before_SP = state.flat.detach().clone() if step + 1 in bin_ends else None
+        num_forwards = state.num_forwards
         update.grad_step(state, [loss_S], stack)
         norm_S = torch.linalg.vector_norm(state.gradient, dim=1)
         measured.add("online/loss", loss_S.detach())
         measured.add("gradient/norm", norm_S)
         measured.most("gradient/largest", norm_S)
-        num_forwards = state.num_forwards
         update.tail(state, stack)
         asked_forwards += state.num_forwards - num_forwards
         if state.step in bin_ends:

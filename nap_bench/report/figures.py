@@ -156,6 +156,7 @@ LOOKS: dict[str, Look] = {
     "dash": Look("DASH", "#00838f", (0, (1, 1)), "8"),
     "infer": Look("InFeR", "#7b3294", (0, (8, 2)), "H"),
     "regrama": Look("ReGraMa", "#a6611a", (0, (8, 2)), "H"),
+    "weight_decay": Look("weight decay", "#1b7837", (0, (8, 2)), "H"),
     "conditional": Look("conditional", "#d55e00", (0, (4, 2)), "X"),
     "unconditional": Look("unconditional", "#0072b2", "-", "^"),
     "self_normalised": Look("self-normalised", "#7b3294", (0, (3, 1, 1, 1)), "P"),

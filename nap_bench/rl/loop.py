@@ -114,7 +114,7 @@ class Learner:
         self.uniform = Uniform("replay", seeds, (benchmark.batch_size, 2), device)
         self.first_update = benchmark.first_visit * benchmark.updates_per_visit
         self.loss_S = torch.zeros(len(seeds), device=device)
-        self.num_updates = self.asked_forwards = 0
+        self.num_updates = self.asked_forwards = self.asked_by_step = 0
         self.batch: rainbow.Batch | None = None
         # what changes from update to update, at places that stay: a CUDA graph reads it there
         self._uniforms_SB2 = torch.empty(len(seeds), benchmark.batch_size, 2, dtype=torch.float64, device=device)
@@ -139,7 +139,9 @@ class Learner:
         weights_SB = importance_weights(drawn.probabilities, self._is_exponent)
         self.batch = rainbow.Batch(drawn.s_tm1, drawn.a_tm1, drawn.r_t, drawn.discount_t, drawn.s_t, weights_SB)
         loss_S, errors_SB = self.agent.losses(self.state, self.stack, self.target_model, self.batch, self._noise_S3K)
+        before = self.state.num_forwards
         update.grad_step(self.state, [loss_S], self.stack)
+        self.asked_by_step = self.state.num_forwards - before  # a replayed graph asks for as many
         self.replay.update_priorities(drawn.indices, errors_SB)
         self.loss_S += errors_SB.mean(dim=1)
 
@@ -154,7 +156,7 @@ class Learner:
         self.num_updates += 1
         num_forwards = state.num_forwards
         update.tail(state, self.stack)
-        self.asked_forwards += state.num_forwards - num_forwards
+        self.asked_forwards += self.asked_by_step + state.num_forwards - num_forwards
         if state.step % benchmark.target_period == 0:
             self.target.copy_(state.flat.detach())
 

@@ -52,6 +52,14 @@ def test_a_threshold_is_the_percentile_of_a_units_own_gaps():
         assert not state.slots["snr"]["counts"].any(), "counting starts anew"
 
 
+def test_a_threshold_is_never_less_than_the_shortest():
+    """Gaps of 1, 3, 1, 2, and of 1 alone in the second unit."""
+    state, methods = made("snr(percentile=0.9, start=50, refresh=7, shortest=2)", seeds=(0,))
+    for fired in (True, False, False, True, True, False, True):
+        after(state, methods, [] if fired else [(0, 0, 0)])
+    assert of_unit(state, "threshold") == 3 and of_unit(state, "threshold", unit=1) == 2
+
+
 def test_a_unit_starts_anew_at_the_update_at_which_it_is_silent_for_its_threshold():
     state, methods = made("snr(start=3, refresh=1000, longest=60)")
     before = state.params["linears.0.weight"].detach().clone()
@@ -277,8 +285,9 @@ def test_a_cell_in_which_nothing_could_be_meant_says_why(stack, activation, reas
     ("text", "message"),
     [
         ("snr(percentile=1.0)", r"snr wants percentile in \(0, 1\) or None; found 1.0"),
-        ("snr(start=0)", "snr wants 1 <= start <= longest; found 0 and 1000"),
-        ("snr(start=2000)", "snr wants 1 <= start <= longest; found 2000 and 1000"),
+        ("snr(start=0)", "snr wants 1 <= shortest <= start <= longest; found 1, 0 and 1000"),
+        ("snr(start=2000)", "snr wants 1 <= shortest <= start <= longest; found 1, 2000 and 1000"),
+        ("snr(shortest=101)", "snr wants 1 <= shortest <= start <= longest; found 101, 100 and 1000"),
         ("snr(refresh=0)", "snr wants refresh >= 1 and expansion >= 1; found 0 and 2.0"),
         ("snr(expansion=0.5)", "found 1000 and 0.5"),
         ("regrama(period=0)", "regrama wants a whole period >= 1 or None; found 0"),

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import jacrev
+from torch.nn import functional as F
 
-from nap_bench.experiments import streams_kumar
+from nap_bench.experiments import field_comparison, streams_kumar
 from nap_bench.methods import parse_stack, stack_of
 from nap_bench.metrics.norms import effective_learning_rate, global_norm, relative_update, rotation_angle, update_parts
 from nap_bench.metrics.plasticity import dead_fraction, linearised_fraction
@@ -253,6 +254,41 @@ def test_crelu_has_as_many_parameters_where_kumar_et_al_remove_their_share_of_un
     assert num_parameters(activation="crelu", size=size) / relu == pytest.approx(1.0, abs=0.01)
     assert num_parameters(f"crelu(keep={streams_kumar.KEEP[net]})") / relu == pytest.approx(1.0, abs=0.01)
     assert num_parameters("crelu") / relu > 1.1  # so the share matters
+
+
+def test_the_network_of_elsayed_and_mahmood_has_as_many_parameters_as_theirs():
+    """LeNet-5 for CIFAR-10 as in PyTorch's tutorial: 456 + 2416 + 48120 + 10164 + 850. Exact."""
+    model = field_comparison.streams("paper")["permuted_cifar10"][1]
+    assert build(model, Part.of(Adam()), (0,), ((3, 32, 32), 10), "meta").num_parameters == 62006
+
+
+@pytest.mark.parametrize("padding", [0, 1, None])
+def test_a_convolutional_network_is_pytorchs_with_the_same_padding(padding):
+    size = (("channels", (3, 4)), ("kernel", 5), ("pool_after", (0,)), ("widths", (6,)))
+    size += () if padding is None else (("padding", padding),)
+    state = build(ModelSpec(family="cnn", size=size), Part.of(Adam()), (0, 1), ((2, 14, 16), 5), "cpu")
+    kept = {name: tensor.detach()[1] for name, tensor in state.params.items()}
+    x = torch.randn(2, 3, 2, 14, 16, generator=torch.Generator().manual_seed(0))
+    zeros, h = 2 if padding is None else padding, x[1]
+    for index in range(2):
+        h = F.relu(F.conv2d(h, kept[f"layers.{index}.weight"], kept[f"layers.{index}.bias"], padding=zeros))
+        h = F.max_pool2d(h, 2) if index == 0 else h
+    h = F.relu(h.flatten(1) @ kept["layers.2.weight"] + kept["layers.2.bias"])
+    wanted = h @ kept["output.weight"] + kept["output.bias"]
+    assert torch.allclose(state.forward(x)[1], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"padding": 2}, r"kernel of 3 wants padding in \[0, 1\]; found 2"),
+        ({"padding": 0, "channels": (2, 2, 2, 2)}, "nothing left after convolution 3"),
+    ],
+)
+def test_padding_that_cannot_be_is_refused(changed, message):
+    size = {"channels": (2,), "kernel": 3, "pool_after": (), "widths": (), **changed}
+    with pytest.raises(ValueError, match=message):
+        build(ModelSpec(family="cnn", size=tuple(size.items())), Part.of(Adam()), (0,), ((1, 8, 8), 2), "meta")
 
 
 def test_tasks_of_kumar_et_al_are_as_many_passes_as_they_say():

@@ -102,8 +102,31 @@ def test_half_of_the_runs_give_scores_and_tables_too(name, planned):
 
 def test_every_method_is_compared_or_is_no_method_against_plasticity_loss():
     compared = {arm.partition("(")[0] for arm in field.ALONE}
-    assert set(METHODS) - compared - {"baseline"} == {"implicit_schedule", "weight_decay"}
+    assert set(METHODS) - compared - {"baseline"} == {"implicit_schedule"}
     assert set(field.OLD) == {"baseline", "layer_norm", *fig5_continual.METHODS, *fig5_continual.MORE_METHODS}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_method_is_on_every_stream_but_in_the_cells_that_are_said_to_be_impossible(scale):
+    there = {(e.arm, e.setting) for e in field.runs(scale)}
+    streams = (field.MAIN, *field.streams(scale), *[field.RL] * (scale in field.LARGER))
+    single = [stream for stream, (benchmark, *_) in field.streams(scale).items() if benchmark.batch_size == 1]
+    absent = {("batch_norm", stream) for stream in single} | {("group_norm", "regression")}
+    if scale in field.LARGER:
+        absent |= {("weight_norm", field.RL), ("optimizer_reset", field.RL)}  # the second is in all of Rainbow's arms
+    assert {(arm, stream) for arm in field.ALONE for stream in streams} - there == absent
+
+
+def test_snrs_threshold_stays_above_a_hundred_examples_where_it_is_not_tuned():
+    shortest = {}
+    for scale in ("laptop", "paper"):
+        for entry in field.runs(scale):
+            if entry.arm == "snr":
+                (params,) = [dict(part.params) for part in entry.run.methods if part.name == "snr"]
+                shortest[scale, entry.setting] = params.get("shortest", 1)
+                assert params["start"] >= params.get("shortest", 1)
+    assert shortest["laptop", ""] == 1 and shortest["laptop", "regression"] == 100
+    assert [shortest["paper", stream] for stream in field.NAMES] == [1, *[100] * 5, 3, 1, 3]
 
 
 def test_the_share_of_better_methods_is_counted_seed_by_seed_with_ties_as_half_and_divergence_as_worst():

@@ -247,6 +247,7 @@ def test_the_published_streams_of_single_examples_can_be_written():
         steps_per_task=5000,
         batch_size=1,
         permutations="fresh",
+        pixels="symmetric",
         whole_passes=True,
     )
     assert inputs.num_steps == 1_000_000

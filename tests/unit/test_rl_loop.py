@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from conformance.test_laws import NEUTRAL
 
 from nap_bench import session
 from nap_bench.benchmarks import BENCHMARKS, Atari, CatchSequence
@@ -65,6 +66,26 @@ def reinforced(path, run, control=None) -> bytes:
 def rows(table: bytes, metric: str) -> list[tuple[int, int, float]]:
     parsed = [line.split(",") for line in table.decode().splitlines()[1:]]
     return [(int(step), int(seed), float(value)) for step, seed, name, value in parsed if name == metric]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return reinforced(tmp_path_factory.mktemp("plain"), run_of(stack="baseline"))
+
+
+@pytest.mark.parametrize("method", NEUTRAL)
+def test_law_4_in_rainbow_too_the_neutral_setting_is_the_baseline_bit_for_bit(method, plain, tmp_path):
+    assert reinforced(tmp_path, run_of(stack=NEUTRAL[method])) == plain
+
+
+@pytest.mark.parametrize(("stack", "per_update"), [("baseline", 0), ("infer", 1)])
+def test_forwards_that_a_penalty_asks_for_are_counted_also_after_a_resume(tmp_path, stack, per_update):
+    run = run_of(stack=stack)
+    folder = folder_of(tmp_path, run)
+    with pytest.raises(Interrupted):
+        reinforce(run, folder, data_dir=None, device="cpu", control=Control(stop=True))
+    ended = reinforce(run, folder, data_dir=None, device="cpu", control=Control())
+    assert ended["cost"]["extra_forward_passes"] == per_update * run.benchmark.build(BENCHMARKS, "").num_steps
 
 
 @pytest.mark.parametrize("killed_at", [0, 11, 12, 17, 40, 70, 95])

@@ -14,6 +14,8 @@ from nap_bench.state import build
 SHAPES = ((3, 8, 8), 5)
 MLP = dict(family="mlp", size=(("widths", (6, 4)),))
 CNN = dict(family="cnn", size=(("channels", (4, 6)), ("kernel", 3), ("pool_after", (0,)), ("widths", (8,))))
+VALID = dict(CNN, size=(*CNN["size"], ("padding", 0)))
+"""Without padding: maps shrink."""
 
 
 def make(model, seeds=(0, 1), **edits):
@@ -21,7 +23,7 @@ def make(model, seeds=(0, 1), **edits):
 
 
 @pytest.mark.parametrize("activation", ["relu", "crelu"])
-@pytest.mark.parametrize("model", [MLP, CNN], ids=["mlp", "cnn"])
+@pytest.mark.parametrize("model", [MLP, CNN, VALID], ids=["mlp", "cnn", "valid"])
 def test_cutting_a_units_outgoing_weights_makes_its_activation_irrelevant_and_only_its(model, activation):
     state = make(model, activation=activation)
     inputs = torch.randn(2, 3, *SHAPES[0], generator=torch.Generator().manual_seed(0))
@@ -37,7 +39,7 @@ def test_cutting_a_units_outgoing_weights_makes_its_activation_irrelevant_and_on
         assert not torch.equal(state.forward(inputs), before)
 
 
-@pytest.mark.parametrize("model", [MLP, CNN], ids=["mlp", "cnn"])
+@pytest.mark.parametrize("model", [MLP, CNN, VALID], ids=["mlp", "cnn", "valid"])
 def test_incoming_parameters_of_a_unit_are_what_its_activation_depends_on(model):
     state = make(model, norm="layer")
     inputs = torch.randn(2, 3, *SHAPES[0], generator=torch.Generator().manual_seed(0))

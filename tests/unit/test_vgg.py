@@ -171,7 +171,7 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
 
 
 def test_an_image_too_small_for_its_stages_is_refused():
-    with pytest.raises(ValueError, match="nothing left after pooling"):
+    with pytest.raises(ValueError, match="nothing left after convolution"):
         make(size=VGG16, shapes=((1, 8, 8), 10), device="meta")
 
 
