@@ -1,4 +1,4 @@
-"""The field: every method on every stream that people compare methods on, by rank, with what each costs."""
+"""The field: every method on nine streams that people compare methods on, by rank, with what each costs."""
 
 from __future__ import annotations
 
