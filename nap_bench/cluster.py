@@ -341,14 +341,18 @@ def step(*words: str) -> int:
 
     SLURM signals the process it started, on most clusters no other. That is a Snakemake, which only waits for its job to end.
     """
-    child = subprocess.Popen(words)
+    came: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
+        came.append(number)
         for pid in _descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     signal.signal(signal.SIGTERM, stop)
+    child = subprocess.Popen(words)
+    if came:  # before there was anybody to tell; once more does no harm
+        stop(came[0], None)
     code = child.wait()
     return code if code >= 0 else 128 - code
 

@@ -107,7 +107,9 @@ class Job:
         ended = loop(run, folder, data_dir=data_dir, device=device, control=control)
         lease.check()
         write_whole(folder.environment, as_json({**made_with, "resolved_model": ended["model"], **_data(ended)}))
-        write_whole(folder.done, as_json({"status": ended["status"], "cost": ended["cost"]}))
+        # a disk may take longer over a file than a lease lasts, and another owner has cut metrics.csv back to its checkpoint
+        write_whole(folder.done, as_json({"status": ended["status"], "cost": ended["cost"]}), lease.check)
+        lease.check()
         finish(folder, self.results)
         meter.ended(ended)
 

@@ -260,6 +260,7 @@ def work(pipe: Any, jobs: Sequence[Job], capacity: int, parent: int, how: dict[s
     try:
         held = lease_gpu(capacity, over) if how["device"] == "cuda" else None
         if over():
+            say_stopped(pipe)
             return
         check_device(how["device"])
     except ValueError as error:
@@ -274,6 +275,13 @@ def work(pipe: Any, jobs: Sequence[Job], capacity: int, parent: int, how: dict[s
                 return
             ended = attempt(jobs[number], control=control, **kept)
             pipe.send((ended,))
+    if ended not in (FAILED, STOPPED):
+        say_stopped(pipe)  # it may have been given a run since: that one did not begin
+
+
+def say_stopped(pipe: Any) -> None:
+    with contextlib.suppress(OSError):  # who feeds it is gone
+        pipe.send((STOPPED,))
 
 
 def lease_gpu(capacity: int, over: Any) -> gpus.Held | None:

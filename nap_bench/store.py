@@ -36,10 +36,13 @@ SPARE_BYTES = 100 * 2**20
 """Free space without which no run starts."""
 
 
-def write_whole(path: Path, data: bytes | str | Callable[[IO[bytes]], None]) -> None:
+def write_whole(
+    path: Path, data: bytes | str | Callable[[IO[bytes]], None], check: Callable[[], None] | None = None
+) -> None:
     """Replace a file by new content, whole or not at all. A full disk is a clear OSError and leaves the old content.
 
-    data: the content, or what writes it to an open file, so that gigabytes need not lie in memory twice.
+    data: the content, or what writes it to an open file, so that gigabytes need not lie in memory twice.  check: called when all is
+    on the disk and only the exchange is left: what it raises leaves the old content.
     """
     _make_folder(path.parent)
     host = socket.gethostname()
@@ -57,7 +60,12 @@ def write_whole(path: Path, data: bytes | str | Callable[[IO[bytes]], None]) -> 
             written = file.tell()
             file.flush()
             os.fsync(file.fileno())
+        if check:
+            check()
         os.replace(temporary, path)
+    except LeaseLost:
+        temporary.unlink(missing_ok=True)
+        raise
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise explain_os_error(error, path, len(data) if isinstance(data, (bytes, str)) else written) from None

@@ -263,6 +263,15 @@ def test_a_signal_to_the_process_that_slurm_started_reaches_what_works_below_it_
     assert step.stdout.read().split() == ["waits", "files", "None"]
 
 
+def test_a_signal_that_comes_before_the_command_has_begun_reaches_it():
+    code = (
+        "import os, subprocess, sys\nfrom nap_bench import cluster\nbegin = subprocess.Popen\n"
+        "cluster.subprocess.Popen = lambda words: (os.kill(os.getpid(), 15), begin(words))[1]\n"
+        "sys.exit(cluster.step(sys.executable, '-c', 'import time; time.sleep(60)'))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=slurm_suite.ROOT, timeout=50, check=False).returncode == 143
+
+
 def test_srun_starts_what_it_was_given_under_watch(slurm, tmp_path):
     slurm()
     own = cluster.install(tmp_path / "guard")

@@ -83,6 +83,7 @@ def test_the_page_of_a_method_quotes_its_cost_from_the_table_of_one_run(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_gpu_session_passes_without_a_gpu_and_skips_what_is_done(tmp_path):
     done = call("bash", "bench/gpu_session.sh", tmp_path, "--tiny")
     tiny = tmp_path / "tiny"

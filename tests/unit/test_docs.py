@@ -199,6 +199,7 @@ def test_the_page_on_exhibits_goes_from_runs_to_verdicts_by_functions_and_by_com
     assert claims.read(Path("tried/results/laptop/claims/projection_period.json")) == module.verdicts
 
 
+@pytest.mark.timeout(900)
 def test_a_reader_who_follows_all_three_pages_to_the_letter_passes_the_conformance_tests(tmp_path):
     copy = tmp_path / "copy"
     for name in ("nap_bench", "tests", "config", "docs"):

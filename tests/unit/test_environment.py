@@ -246,11 +246,11 @@ def test_a_failed_command_is_reported_with_its_error_and_the_log(installation):
 
 
 def test_a_second_installation_waits_for_the_first_ones_child(installation, capsys):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.8)"], stdout=installation.log)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3)"], stdout=installation.log)
     installation.log.close()  # as when the parent is killed
     second = install.Installation(installation.root)
     second.lock()
-    assert child.poll() is not None or child.wait(timeout=1) == 0
+    assert child.poll() is not None or child.wait(timeout=20) == 0
     assert "waiting for another installation" in capsys.readouterr().out
     with open(second.log_path) as stream, pytest.raises(BlockingIOError):
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -417,7 +417,7 @@ COPIES = {"export": (sharing, "_sha256"), "merge": (shutil, "copyfile")}
 
 @pytest.mark.parametrize("how", COPIES)
 def test_a_run_that_takes_long_to_copy_cannot_be_taken_over(how, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(store, "STALE_SECONDS", 2.0)
     monkeypatch.setattr(store, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(sharing, "BEAT_SECONDS", 0.02)
     there, copy, taken = place(tmp_path / "there"), getattr(*COPIES[how]), []
@@ -425,7 +425,7 @@ def test_a_run_that_takes_long_to_copy_cannot_be_taken_over(how, tmp_path, monke
 
     def slowly(*files):
         if files[0] == folder.checkpoint:
-            time.sleep(1.0)
+            time.sleep(2.5)
             taken.append(store.Lease(folder.lease).try_acquire())
         return copy(*files)
 

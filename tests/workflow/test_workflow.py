@@ -201,7 +201,7 @@ print(os.waitstatus_to_exitcode(code), used.ru_utime + used.ru_stime, used.ru_ma
 
 @pytest.mark.parametrize("scale", ["laptop", "workstation", "paper"])
 def test_a_dry_run_of_every_scale_takes_seconds_and_little_memory(scale):
-    """Ten alone, the largest; measured in seconds of a processor that other tests share."""
+    """Twelve alone, the largest; measured in seconds of a processor that other tests share."""
     words, settings = small.command(small.ROOT, "--dry-run", plan="config/plan.jsonl", scale=scale)
     words.remove("--")
     measured = subprocess.run(
@@ -209,5 +209,5 @@ def test_a_dry_run_of_every_scale_takes_seconds_and_little_memory(scale):
     )
     exit_code, seconds, kibibytes = map(float, measured.stdout.split())
     assert exit_code == 0, shlex.join(words)
-    assert seconds < 20
+    assert seconds < 40
     assert kibibytes < 400 * 1024
