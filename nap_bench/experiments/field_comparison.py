@@ -263,7 +263,7 @@ def hyperparameters(scale: str, arm: str, stream: Mapping[str, int] | None = Non
     if scale == "laptop":
         own["refresh"] = REFRESH
     if method == "snr":
-        is_tuned = arm in chosen and stream is None
+        is_tuned = scale == "laptop" and stream is None
         own["shortest"] = 1 if is_tuned else max(1, round(SHORTEST_EXAMPLES / size["batch_size"]))
         own["start"] = max(own["start"], own["shortest"])
     return {**fig5.hyperparameters(scale, arm), **own}
