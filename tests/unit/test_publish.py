@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import io
 import json
 import math
 import os
@@ -397,21 +398,19 @@ def test_two_publishers_at_once_publish_once(published, database, suite):
     assert view(database) == view(published)
 
 
-def test_a_second_publisher_waits_and_says_so(database, suite, capfd):
+def test_a_second_publisher_waits_and_says_so(database, suite, monkeypatch):
+    said = io.StringIO()  # capfd loses what is written while it is read
+    monkeypatch.setattr(sys, "stderr", said)
     with database.with_name("mlflow.db.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("process 7 on elsewhere")
         lock.flush()
         publisher = threading.Thread(target=publish, kwargs={**suite, "tracking_uri": f"sqlite:///{database}"})
         publisher.start()
-        said, deadline = (
-            "",
-            time.monotonic() + 120,
-        )  # MLflow, imported for the first time on a busy machine, takes a while
-        while "waiting" not in said and time.monotonic() < deadline:
-            said += capfd.readouterr().err
+        deadline = time.monotonic() + 120
+        while "waiting" not in said.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert "waiting for another publish (process 7 on elsewhere) to finish" in said
+        assert "waiting for another publish (process 7 on elsewhere) to finish" in said.getvalue()
         assert query(database, "SELECT * FROM runs") == []
     publisher.join()
     assert len(query(database, "SELECT * FROM runs")) == NUM_RUNS
