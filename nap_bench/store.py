@@ -63,12 +63,11 @@ def write_whole(
         if check:
             check()
         os.replace(temporary, path)
-    except LeaseLost:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise explain_os_error(error, path, len(data) if isinstance(data, (bytes, str)) else written) from None
         raise
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise explain_os_error(error, path, len(data) if isinstance(data, (bytes, str)) else written) from None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -288,10 +288,14 @@ OTHERWISE = {"group_norm": "group_norm(groups=2)", "hyperspherical": "hyperspher
 """In place of an arm's stack, on streams where that cannot be."""
 
 
-def possible(arm: str, make: Callable[[str], Entry]) -> list[Entry]:
-    """The arm's entry, made of its stack or of what stands in for that; none where both are impossible."""
-    made = [make(stack) for stack in (STACKS[arm], OTHERWISE.get(arm)) if stack]
-    return [entry for entry in made if exists(entry.run)][:1]
+def stacks(arm: str) -> list[str]:
+    """The arm's own stack, then what stands in for it."""
+    return [stack for stack in (STACKS[arm], OTHERWISE.get(arm)) if stack]
+
+
+def possible(entries: Iterable[Entry]) -> list[Entry]:
+    """The first that can be, if one can."""
+    return [made for made in entries if exists(made.run)][:1]
 
 
 def runs(scale: str) -> list[Entry]:
@@ -301,16 +305,12 @@ def runs(scale: str) -> list[Entry]:
     planned = [entry(scale, arm) for arm in (*ALONE, *WITH_NAP)]
     for stream, (benchmark, model, optimizer, lr) in streams(scale).items():
         size = {"num_tasks": benchmark.num_tasks, "batch_size": benchmark.batch_size}
-        changes = dict(benchmark=Part.of(benchmark), model=model, optimizer=Part.of(optimizer))
-        changes |= dict(schedule=Part.of(Constant(lr)))
+        parts = {"benchmark": benchmark, "optimizer": optimizer, "schedule": Constant(lr)}
+        changes = {"model": model, **{name: Part.of(part) for name, part in parts.items()}}
         for arm in ALONE:
             hyper = hyperparameters(scale, arm, size)
-
-            def make(stack: str, arm=arm, hyper=hyper, stream=stream, changes=changes) -> Entry:
-                run = entry(scale, arm, hyper=hyper, stack=stack).run
-                return Entry(arm, stream, dataclasses.replace(run, **changes))
-
-            planned += possible(arm, make)
+            made = [entry(scale, arm, hyper=hyper, stack=stack).run for stack in stacks(arm)]
+            planned += possible(Entry(arm, stream, dataclasses.replace(run, **changes)) for run in made)
     return planned + [made._replace(setting=RL) for made in _of_rainbow(scale)]
 
 
@@ -325,11 +325,8 @@ def _of_rainbow(scale: str) -> list[Entry]:
         if arm in rl_sequence.STACKS or arm == "optimizer_reset":
             continue
         hyper = {"keep": 0.77, **hyperparameters(scale, arm, size), **OF_RAINBOW.get(arm, {})}
-
-        def make(stack: str, arm=arm, hyper=hyper) -> Entry:
-            return rl_sequence.entry(scale, arm, stack=f"optimizer_reset+{stack.format(**hyper)}")
-
-        made += possible(arm, make)
+        tried = [f"optimizer_reset+{stack.format(**hyper)}" for stack in stacks(arm)]
+        made += possible(rl_sequence.entry(scale, arm, stack=stack) for stack in tried)
     return made
 
 

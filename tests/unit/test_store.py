@@ -46,6 +46,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "first" and os.listdir(path.parent) == ["file"]
 
 
+@pytest.mark.parametrize("reason", [store.LeaseLost("taken over"), ValueError("no bytes"), KeyboardInterrupt()])
+@pytest.mark.parametrize("when", ["while it is written", "before the exchange"])
+def test_what_stops_a_write_leaves_the_old_content_and_nothing_else(tmp_path, reason, when):
+    def stop(*file) -> None:
+        raise reason
+
+    store.write_whole(tmp_path / "file", "old")
+    with pytest.raises(type(reason)):
+        store.write_whole(tmp_path / "file", *([stop] if when == "while it is written" else ["new", stop]))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
 @pytest.mark.fault("killed: a writer, whose pieces lie about", outcome="the next one that writes the file removes them")
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])

@@ -209,5 +209,5 @@ def test_a_dry_run_of_every_scale_takes_seconds_and_little_memory(scale):
     )
     exit_code, seconds, kibibytes = map(float, measured.stdout.split())
     assert exit_code == 0, shlex.join(words)
-    assert seconds < 40
+    assert seconds < 20
     assert kibibytes < 400 * 1024
